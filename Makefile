@@ -1,0 +1,88 @@
+# Everything happens inside this clone: packages in .venv, caches in .*_cache.
+# A bare machine needs git, make and Python 3.11 or newer with venv and pip.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+PORT ?= 5000
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements-dev.lock
+STAMP := $(VENV)/.ready
+
+# The newest Python on the PATH that is new enough and can make environments; PYTHON=... overrides it.
+# Debian ships python3 without ensurepip until python3-venv is there, so that is asked for too.
+CANDIDATES := python3.15 python3.14 python3.13 python3.12 python3.11 python3 python
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in $(CANDIDATES); do \
+	if $$name -c '$(USABLE)' >/dev/null 2>&1; then command -v $$name; break; fi; done)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv with the locked packages and Longshore itself (once; again when they change)
+
+# All of its output goes to stderr, so that `make demo` leaves stdout to the answers.
+$(STAMP): $(LOCK) pyproject.toml
+	@test -n '$(PYTHON)' || { \
+		echo 'No Python 3.11 or newer with venv and pip was found (looked for: $(CANDIDATES)).' >&2; \
+		echo 'Install one (Debian, Ubuntu: apt-get install python3-venv), or name it: make PYTHON=/path/to/python3' >&2; \
+		exit 1; }
+	@echo 'Setting up $(VENV) with $(PYTHON) (once, about a minute) ...' >&2
+	@'$(PYTHON)' -c '$(USABLE)' || { \
+		echo '$(PYTHON) is older than Python 3.11 or has no venv and pip.' >&2; exit 1; }
+	@test -x $(BIN)/python && $(BIN)/python -c '$(USABLE)' 2>/dev/null || '$(PYTHON)' -m venv --clear $(VENV) >&2
+	@$(BIN)/python -m pip install --quiet --no-cache-dir --require-hashes -r $(LOCK) >&2
+	@$(BIN)/python -m pip install --quiet --no-cache-dir --no-deps --no-build-isolation --editable . >&2
+	@touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## Serve examples/echo.py on tcp://127.0.0.1:5000 and talk to it (or: echo hello | make demo)
+	@$(BIN)/python examples/demo.py $(PORT)
+
+.PHONY: test
+test: lint pytest ## Run every check and every test
+
+.PHONY: pytest
+pytest: $(STAMP)
+	$(BIN)/python -m pytest
+
+.PHONY: fast
+fast: $(STAMP) ## Run the tests that take less than a quarter of a second each
+	$(BIN)/python -m pytest -m 'not slow'
+
+.PHONY: lint
+lint: $(STAMP) ## Check format, style, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy src
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: format
+format: $(STAMP) ## Put the code into its format, and mend what can be mended
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+.PHONY: docs
+docs: $(STAMP) ## Build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -W -n --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo 'Read it: docs/_build/html/index.html'
+
+.PHONY: lock
+lock: ## Pin the newest packages again (needs uv)
+	@echo "# Every package that development needs, pinned and hashed. Written by 'make lock'; do not edit." > $(LOCK).new
+	uv pip compile --no-cache --quiet --universal --generate-hashes --python-version 3.11 --no-header \
+		--no-emit-index-url --no-emit-find-links --upgrade \
+		--group dev --extra msgpack --extra uvloop pyproject.toml >> $(LOCK).new
+	@mv $(LOCK).new $(LOCK)
+
+.PHONY: clean
+clean: ## Remove everything that make has made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist docs/_build
+	find src tests examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf src/*.egg-info

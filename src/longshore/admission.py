@@ -1,0 +1,231 @@
+"""Admission: who comes in, and how many.
+
+The only place that accepts connections into a server: it counts them, makes room or turns them away when
+there is none, and hands the others to the strategy.  It begins and ends nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any
+
+from longshore.addresses import format_peer
+from longshore.events import AcceptFailed, ConnectionRejected, LimitNear, LimitsAdjusted
+from longshore.limits import Gate
+
+if TYPE_CHECKING:
+    from longshore.config import Limits
+    from longshore.listeners import Listener
+    from longshore.strategies import Host, Session, Strategy
+
+__all__ = ("Admission",)
+
+#: Descriptors that a server needs beside its connections.
+SPARE_DESCRIPTORS = 64
+
+
+class Admission:
+    """The gates of one server and what has passed them."""
+
+    def __init__(self, host: Host, strategy_name: str) -> None:
+        self._host = host
+        #: Everything that is at work.
+        self.sessions: set[Session] = set()
+        self.accepted = 0
+        self.rejected = 0
+        self._strategy: Strategy
+        self._tls_context: Any = None
+        self._doors: list[_Door] = []
+        self._accepting = False
+        self._handshakes = Gate("max_handshakes", host.limits.max_handshakes, self._near)
+        self._places = Gate("max_connections", host.limits.max_connections, self._near)
+        # Only a bound that users set is worth a warning, so `inline`, whose bound is its nature, gives none.
+        named = strategy_name == "threads"
+        self._handlers = Gate("max_threads" if named else strategy_name, None, self._near if named else None)
+
+    # -- begin and end -----------------------------------------------------------------------------------
+
+    def open(self, listeners: list[Listener], strategy: Strategy, tls_context: Any) -> None:
+        """Accept on all listening sockets from now on."""
+        self._strategy = strategy
+        self._tls_context = tls_context
+        self._fit_descriptors()
+        self._handlers.maximum = strategy.capacity(self._host.limits)
+        self._accepting = True
+        self._doors = [_Door(self, self._host, listener) for listener in listeners]
+
+    def pause(self) -> None:
+        """Accept nothing until `resume`."""
+        self._accepting = False
+        for door in self._doors:
+            door.acceptor.pause()
+
+    def resume(self) -> None:
+        """Accept again."""
+        self._accepting = True
+        self._room()
+
+    def close(self, *, queued: bool = False) -> None:
+        """Accept nothing any more; `queued` takes in first what the kernel has accepted for us already."""
+        for door in self._doors:
+            if queued:
+                door.acceptor.accept_queued()
+            door.acceptor.close()
+        self._accepting = False
+
+    def reconfigure(self, limits: Limits) -> None:
+        """Count by other limits."""
+        self._places.maximum = limits.max_connections
+        self._handshakes.maximum = limits.max_handshakes
+        if self._doors:
+            self._handlers.maximum = self._strategy.capacity(limits)
+            self._host.reactor.post(self._room)
+
+    # -- places ------------------------------------------------------------------------------------------
+
+    def leave(self, session: Session) -> bool:
+        """A session is over; False if it had never come in."""
+        if session not in self.sessions:
+            return False
+        self.sessions.discard(session)
+        self._places.leave()
+        self._room()
+        return True
+
+    def handler_freed(self) -> None:
+        """A place of the strategy's own bound is free."""
+        self._handlers.leave()
+        self._room()
+
+    def handshake_over(self) -> None:
+        """A TLS handshake is through."""
+        self._handshakes.leave()
+
+    @property
+    def _full(self) -> bool:
+        return self._places.full or self._handlers.full
+
+    def _room(self) -> None:
+        if self._accepting and not self._full:
+            for door in self._doors:
+                door.acceptor.resume()
+
+    def _near(self, name: str, value: int, maximum: int) -> None:
+        self._host.emit(LimitNear(limit=name, value=value, maximum=maximum))
+
+    # -- one connection ----------------------------------------------------------------------------------
+
+    def may_accept(self) -> bool:
+        """Whether one more connection may be accepted now; else the acceptors pause."""
+        if not self._accepting:
+            return False
+        overflow = self._host.limits.overflow
+        if not self._full or overflow == "reject":
+            return True
+        if overflow == "evict-idle":
+            self._evict()
+        return not self._full
+
+    def _evict(self) -> None:
+        """End the connection that has been idle for the longest; busy ones are never evicted."""
+        found: tuple[float, Session] | None = None
+        for session in self.sessions:
+            since = session.idle_since()
+            if since is not None and (found is None or since < found[0]):
+                found = since, session
+        if found is not None:
+            found[1].evict()
+
+    def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
+        """Take an accepted connection, or turn it away."""
+        peer = format_peer(sock.family, address)
+        limit = self._take_places(listener)
+        if limit is not None:
+            self._turn_away(sock, peer, listener.url, limit)
+            return
+        self.accepted += 1
+        _set_options(sock, listener)
+        try:
+            session = self._strategy.open(sock, peer, listener.url, self._tls_context if listener.is_tls else None)
+        except OSError:
+            # The peer was gone before we could ask for its name.
+            sock.close()
+            self._places.leave()
+            self._handlers.leave()
+            return
+        if session.over:
+            self._places.leave()
+            return
+        self.sessions.add(session)
+        if listener.is_tls and not session.is_open:
+            self._handshakes.enter()
+            session.handshaking = True
+
+    def _take_places(self, listener: Listener) -> str | None:
+        """Take the places that a connection needs; the name of the limit if one is missing."""
+        if listener.is_tls and self._handshakes.full:
+            return self._handshakes.name
+        if not self._places.enter():
+            return self._places.name
+        if not self._handlers.enter():
+            self._places.leave()
+            return self._handlers.name
+        return None
+
+    def _turn_away(self, sock: socket.socket, peer: str, local: str, limit: str) -> None:
+        self.rejected += 1
+        with contextlib.suppress(OSError):
+            if self._host.limits.farewell:
+                sock.send(self._host.limits.farewell)
+        sock.close()
+        self._host.emit(ConnectionRejected(peer=peer, local=local, limit=limit))
+
+    # -- the system's limit ------------------------------------------------------------------------------
+
+    def _fit_descriptors(self) -> None:
+        """Raise the soft descriptor limit to what `max_connections` needs, or clamp the latter."""
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        maximum = self._host.limits.max_connections
+        wanted = maximum + SPARE_DESCRIPTORS
+        if soft == resource.RLIM_INFINITY or soft >= wanted:
+            return
+        actual = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if actual > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (actual, hard))
+            self._adjusted("RLIMIT_NOFILE", wanted, actual, f"the soft limit was {soft}")
+        if actual < wanted:
+            self._places.maximum = max(1, actual - SPARE_DESCRIPTORS)
+            self._adjusted("max_connections", maximum, self._places.maximum, f"the hard limit of descriptors is {hard}")
+
+    def _adjusted(self, limit: str, wanted: int, actual: int, reason: str) -> None:
+        self._host.emit(LimitsAdjusted(limit=limit, wanted=wanted, actual=actual, reason=reason))
+
+
+class _Door:
+    """One listening socket and its acceptor."""
+
+    def __init__(self, admission: Admission, host: Host, listener: Listener) -> None:
+        self._admission = admission
+        self._host = host
+        self._listener = listener
+        self.acceptor = host.reactor.accept(listener.socket, self)
+
+    def may_accept(self) -> bool:
+        return self._admission.may_accept()
+
+    def accepted(self, sock: socket.socket, address: Any) -> None:
+        self._admission.admit(self._listener, sock, address)
+
+    def accept_failed(self, error: OSError, retry_in: float) -> None:
+        self._host.emit(AcceptFailed(local=self._listener.url, error=error, retry_in=retry_in))
+
+
+def _set_options(sock: socket.socket, listener: Listener) -> None:
+    """Switch Nagle's algorithm off: whoever coalesces writes itself loses by the kernel doing it again."""
+    options = listener.options
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and (options is None or options.nodelay):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,292 @@
+"""A link whose waits are awaited, and a reactor inside an asyncio loop.
+
+The only place where asyncio and a reactor meet: `AsyncLink` turns the calls of a stream's sink into futures,
+`embed` lets a running loop turn a reactor.  The loop's thread is the reactor's thread then, so tasks touch
+streams directly.  Nothing here knows handlers, servers or framings.
+
+Facts, and what follows from them:
+
+* A reactor's descriptor is readable whenever the kernel or another thread has something for it.  So the loop
+  watches this one descriptor, and the loop's own cost does not grow with the connections.
+* Timers make no descriptor readable.  So after each turn the loop is asked to call again when the next is due.
+* A task that is cancelled in a wait may go on using the connection.  So a wait changes nothing but how long
+  it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+from longshore.errors import HandshakeTimeout, LimitExceeded, ReadTimeout, WouldBlock, WriteTimeout
+from longshore.links import StreamLink
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+
+    from longshore.reactor.portable import PortableReactor
+
+__all__ = ("AsyncLink", "Embedding", "embed")
+
+
+class AsyncLink(StreamLink):
+    """A link over a stream whose reactor is embedded in an asyncio loop; make it on the loop's thread."""
+
+    def __init__(self, on_closed: Callable[[str, BaseException | None], object] | None = None) -> None:
+        super().__init__(on_closed)
+        self._loop = asyncio.get_running_loop()
+        self._waiters: list[asyncio.Future[bool]] = []
+        self._arrivals = 0
+        self._hungry = 0
+        # Room that was handed out and never awaited: its owner does not wait, and gets no more than one.
+        self._ignored: _Room | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a task waits for input now."""
+        return self._hungry > 0
+
+    def arrived(self) -> None:
+        """Input came or ended."""
+        self._arrivals += 1
+        super().arrived()
+
+    def _wake(self) -> None:
+        super()._wake()
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(True)
+
+    def _deadline(self, timeout: float | None) -> float | None:
+        return None if timeout is None else self._loop.time() + timeout
+
+    async def _next_call(self, deadline: float | None) -> bool:
+        """Wait for the next call of the sink; False if the deadline passed before it."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise WouldBlock(
+                f"the connection to {self.stream.peer} belongs to another event loop",
+                hint="Await it on the loop that made it; send(), close() and abort() work from anywhere.",
+            )
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        self._waiters.append(waiter)
+        timer = None if deadline is None else self._loop.call_at(deadline, _expire, waiter)
+        try:
+            return await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    async def input_came(self, timeout: float | None) -> None:
+        """Return once more input came or the stream ended.
+
+        Raises:
+            ReadTimeout: a deadline passed.
+            ClosedError: the connection was closed on our side.
+            OSError: the connection was lost.
+        """
+        stream = self.stream
+        if stream.state in ("closing", "closed"):
+            raise stream.failure()
+        before = self._arrivals
+        deadline = self._deadline(timeout)
+        self._hungry += 1
+        stream.want_input(True)
+        try:
+            while self._arrivals == before and not stream.input.ended and stream.state not in ("closing", "closed"):
+                if not await self._next_call(deadline):
+                    raise ReadTimeout(f"{stream.peer} sent nothing in {timeout:g} s")
+        finally:
+            self._hungry -= 1
+            if not self._hungry:
+                stream.want_input(False)
+        if stream.state in ("closing", "closed") and not stream.input.size:
+            raise stream.failure()
+
+    def queue(self, data: bytes, timeout: float | None) -> Awaitable[None]:
+        """Queue `data` at the call; the await returns once there is room for more.
+
+        Raises:
+            LimitExceeded: the limit was exceeded before, by a caller that does not wait.
+            LongshoreError, OSError: the connection has ended.
+        """
+        stream = self.stream
+        limit = stream.limits.max_pending_bytes
+        elsewhere = not stream.reactor.on_thread
+        if self.pending > limit and (elsewhere or self._ignored is not None):
+            raise LimitExceeded(
+                f"{stream.peer} has left {self.pending} bytes untaken (Limits.max_pending_bytes={limit})",
+                hint="Await each send(): it returns once there is room.",
+            )
+        if elsewhere:
+            self._post_write(data)
+            return _DONE
+        stream.write(data)
+        if self.pending <= limit:
+            return _DONE
+        self._ignored = _Room(self, timeout)
+        return self._ignored
+
+    async def _room(self, room: _Room) -> None:
+        if self._ignored is room:
+            self._ignored = None
+        stream = self.stream
+        limit = stream.limits.max_pending_bytes
+        deadline = self._deadline(room.timeout)
+        while self.pending > limit // 2 and stream.state == "open":
+            if not await self._next_call(deadline):
+                raise WriteTimeout(f"{stream.peer} took too little in {room.timeout:g} s")
+        if stream.state != "open":
+            raise stream.failure()
+
+    async def flushed(self, timeout: float | None) -> None:
+        """Return once the kernel has everything that was written.
+
+        Raises:
+            WriteTimeout: the peer took too little in time.
+            LongshoreError, OSError: the connection ended before that.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            # The loop of the connection does the waiting, and this one waits for it.
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.flushed(timeout), self._loop))
+            return
+        stream = self.stream
+        stream.flush()
+        deadline = self._deadline(timeout)
+        while self.pending and stream.state != "closed":
+            if not await self._next_call(deadline):
+                raise WriteTimeout(f"{stream.peer} took too little in {timeout:g} s")
+        if stream.state == "closed" and (self.pending or stream.error is not None):
+            raise stream.failure()
+
+    async def tls_started(
+        self, context: Any, *, server_side: bool, hostname: str | None, timeout: float | None
+    ) -> None:
+        """Speak TLS from the next byte on; return once the handshake is done.
+
+        Raises:
+            TLSError: the handshake failed.
+            HandshakeTimeout: it took too long.
+        """
+        from longshore.tls import Session
+
+        self._open = False
+        self.stream.start_tls(Session(context, server_side=server_side, hostname=hostname))
+        await self.ready(timeout)
+
+    async def ready(self, timeout: float | None) -> None:
+        """Return once the stream is open, its TLS handshake included.
+
+        Raises:
+            TLSError: the handshake failed.
+            HandshakeTimeout: it took too long.
+        """
+        stream = self.stream
+        deadline = self._deadline(timeout)
+        while not self._open and stream.state == "opening":
+            if not await self._next_call(deadline):
+                raise HandshakeTimeout(f"{stream.peer} did not finish the TLS handshake in {timeout:g} s")
+        if stream.state in ("closing", "closed"):
+            raise stream.failure()
+
+    async def gone(self) -> None:
+        """Return once the socket is closed."""
+        while self.stream.state != "closed":
+            await self._next_call(None)
+
+
+def _expire(waiter: asyncio.Future[bool]) -> None:
+    if not waiter.done():
+        waiter.set_result(False)
+
+
+class _Done:
+    """An awaitable with nothing to wait for; one serves all."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
+_DONE = _Done()
+
+
+class _Room:
+    """An awaitable that waits for room only once it is awaited, so it may be dropped without a warning."""
+
+    def __init__(self, link: AsyncLink, timeout: float | None) -> None:
+        self._link = link
+        self.timeout = timeout
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._link._room(self).__await__()
+
+
+class Embedding:
+    """A reactor that an asyncio loop turns, until `close`."""
+
+    def __init__(
+        self, reactor: PortableReactor, loop: asyncio.AbstractEventLoop, on_stopped: Callable[[], object] | None
+    ) -> None:
+        self._reactor = reactor
+        self._loop = loop
+        self._on_stopped = on_stopped
+        self._descriptor = reactor.fileno()
+        self._closed = False
+        # What tasks do before the first turn is done on the reactor's thread already.
+        reactor.thread = threading.get_ident()
+        reactor.flush_soon = self._flush_soon
+        loop.add_reader(self._descriptor, self._run)
+        self._next: asyncio.Handle | None = loop.call_soon(self._run)
+
+    def _flush_soon(self) -> None:
+        self._loop.call_soon(self._reactor.flush)
+
+    def _run(self) -> None:
+        if self._closed:
+            return
+        if self._next is not None:
+            self._next.cancel()
+        # An exception leaves for the loop to judge; what it kept from being done is done in another turn.
+        self._next = self._loop.call_soon(self._run)
+        seconds = self._reactor.run_ready()
+        if self._closed:
+            return
+        if seconds is not None and seconds <= 0:
+            return
+        self._next.cancel()
+        self._next = None
+        if seconds is not None:
+            self._next = self._loop.call_later(seconds, self._run)
+        elif self._reactor.stopped and self._on_stopped is not None:
+            # Once only: a second loop.stop() would end the next run of the loop, which cleans up.
+            on_stopped, self._on_stopped = self._on_stopped, None
+            on_stopped()
+
+    def close(self) -> None:
+        """Take the reactor out of the loop; the reactor itself stays open."""
+        if self._closed:
+            return
+        self._closed = True
+        self._reactor.flush_soon = None
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        if not self._loop.is_closed():
+            with contextlib.suppress(ValueError):
+                self._loop.remove_reader(self._descriptor)
+
+
+def embed(
+    reactor: PortableReactor, loop: asyncio.AbstractEventLoop, on_stopped: Callable[[], object] | None = None
+) -> Embedding:
+    """Let `loop` turn `reactor`; call it on the loop's thread.
+
+    `on_stopped` is called on that thread once `reactor.stop()` was called.
+    """
+    return Embedding(reactor, loop, on_stopped)

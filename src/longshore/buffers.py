@@ -1,0 +1,272 @@
+"""Bytes that came and are not consumed yet, and every way to cut them.
+
+The only place where input is cut: into lines, counts, up to a separator, or into messages by a framing.
+Each `take_...` answers at once with a piece, with `NEED_MORE`, or with an error; whoever asks does the
+waiting, so the blocking and the async connection share all of this.  It reads no socket.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from longshore.errors import ConfigError, FramingError, IncompleteMessage, MessageTooLarge, PeerClosed
+from longshore.framing import NEED_MORE
+
+if TYPE_CHECKING:
+    from longshore.framing import Decoder, Framing
+
+__all__ = ("InputBuffer", "PacketBuffer")
+
+
+class InputBuffer:
+    """Input of one connection, in order, with the framing that cuts its messages."""
+
+    __slots__ = ("_decoder", "_fed", "_framing", "_raw", "_scanned", "ended", "peer")
+
+    def __init__(self, peer: str, framing: Framing | None = None) -> None:
+        self.peer = peer
+        self.ended = False
+        self._raw = bytearray()
+        self._framing = framing
+        self._decoder: Decoder | None = None
+        self._fed = False
+        self._scanned = 0
+
+    @property
+    def framing(self) -> Framing | None:
+        """What cuts messages; a new one applies from the byte after the last message taken."""
+        return self._framing
+
+    @framing.setter
+    def framing(self, framing: Framing | None) -> None:
+        self._unfeed()
+        self._framing = framing
+        self._decoder = None
+
+    def feed(self, data: bytes) -> None:
+        """Append what came."""
+        self._raw += data
+
+    def end(self) -> None:
+        """The stream has ended: there will be no more."""
+        self.ended = True
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait to be taken; those of a message that is still partial are its framing's business."""
+        return len(self._raw)
+
+    @property
+    def unread(self) -> bool:
+        """Whether anything at all is buffered, a partial message included."""
+        if self._raw:
+            return True
+        if not self._fed or self._decoder is None:
+            return False
+        buffered = getattr(self._decoder, "buffered", None)
+        return bool(self._decoder.rest()) if buffered is None else bool(buffered)
+
+    def take_all(self) -> bytes:
+        """Everything that is buffered."""
+        self._unfeed()
+        data = bytes(self._raw)
+        self._raw.clear()
+        return data
+
+    def discard(self) -> None:
+        """Forget everything that is buffered: whoever closed wants no more of it."""
+        self._decoder = None
+        self._fed = False
+        self._raw.clear()
+
+    def take_some(self, count: int) -> Any:
+        """Up to `count` bytes; b"" at the end of the stream."""
+        self._unfeed()
+        if not self._raw and not self.ended and count:
+            return NEED_MORE
+        return self._cut(min(count, len(self._raw)))
+
+    def take_exactly(self, count: int) -> Any:
+        """`count` bytes.
+
+        Raises:
+            PeerClosed: the stream ended before the first of them.
+            IncompleteMessage: the stream ended in the middle.
+        """
+        self._unfeed()
+        if len(self._raw) >= count:
+            return self._cut(count)
+        return self._short(f"{count} bytes were asked for")
+
+    def take_line(self, limit: int) -> Any:
+        """A line with its end; the rest at the end of the stream, then b"".
+
+        Raises:
+            MessageTooLarge: no line end within `limit` bytes.
+        """
+        self._unfeed()
+        end = self._find(b"\n", limit)
+        if end >= 0:
+            return self._cut(end)
+        if self.ended:
+            return self._cut(len(self._raw))
+        return NEED_MORE
+
+    def take_line_up_to(self, size: int) -> Any:
+        """A line with its end, or its first `size` bytes if it is longer."""
+        self._unfeed()
+        end = self._raw.find(b"\n", min(self._scanned, size), size)
+        if end >= 0:
+            return self._cut(end + 1)
+        if len(self._raw) >= size or self.ended:
+            return self._cut(min(size, len(self._raw)))
+        self._scanned = len(self._raw)
+        return NEED_MORE
+
+    def peek(self) -> Any:
+        """What is there, without taking it; b"" at the end of the stream."""
+        self._unfeed()
+        if not self._raw and not self.ended:
+            return NEED_MORE
+        return bytes(self._raw)
+
+    def take_until(self, separator: bytes, limit: int) -> Any:
+        """Bytes up to and with `separator`.
+
+        Raises:
+            MessageTooLarge: no separator within `limit` bytes.
+            PeerClosed: the stream ended before the first byte.
+            IncompleteMessage: the stream ended before the separator.
+        """
+        if not separator:
+            raise ValueError("read_until needs a separator of at least one byte")
+        self._unfeed()
+        end = self._find(separator, limit)
+        if end >= 0:
+            return self._cut(end)
+        return self._short(f"{separator!r} was awaited")
+
+    def take_message(self) -> Any:
+        """The next message of the framing.
+
+        Raises:
+            ConfigError: there is no framing.
+            FramingError: what came is no message.
+            IncompleteMessage: the stream ended in the middle of one.
+            PeerClosed: the stream ended.
+        """
+        decoder = self._decoder
+        if decoder is None:
+            if self._framing is None:
+                raise ConfigError(
+                    "messages need a framing and this connection has none",
+                    hint="Pass framing=Lines() (or another) to the server or to connect().",
+                )
+            decoder = self._decoder = self._framing.decoder()
+        try:
+            message = decoder.next_message() if self._fed else NEED_MORE
+            if message is NEED_MORE and self._raw:
+                decoder.feed(bytes(self._raw))
+                self._raw.clear()
+                self._fed = True
+                message = decoder.next_message()
+            if message is NEED_MORE and self.ended:
+                decoder.end()
+                raise PeerClosed(f"{self.peer} has closed the connection")
+        except FramingError as error:
+            raise self._named(error) from None
+        return message
+
+    def _named(self, error: FramingError) -> FramingError:
+        text = str(error)
+        return error if self.peer in text else type(error)(f"{self.peer}: {text}", hint=error.hint)
+
+    def _short(self, wanted: str) -> Any:
+        if not self.ended:
+            return NEED_MORE
+        if not self._raw:
+            raise PeerClosed(f"{self.peer} has closed the connection")
+        raise IncompleteMessage(f"{self.peer} closed the connection after {len(self._raw)} bytes, where {wanted}")
+
+    def _find(self, separator: bytes, limit: int) -> int:
+        """The offset behind `separator`, or -1; what was searched before is not searched again."""
+        start = max(0, self._scanned - len(separator) + 1)
+        at = self._raw.find(separator, start, limit)
+        if at >= 0:
+            return at + len(separator)
+        self._scanned = min(len(self._raw), limit)
+        if len(self._raw) >= limit:
+            raise MessageTooLarge(
+                f"{self.peer} sent {len(self._raw)} bytes without {separator!r}; the limit is {limit}",
+                hint="Pass a larger limit to the call, if the peer is right.",
+            )
+        return -1
+
+    def _cut(self, count: int) -> bytes:
+        # bytearray drops bytes at its front by moving a pointer, so this does not copy the rest.
+        data = bytes(memoryview(self._raw)[:count])
+        del self._raw[:count]
+        self._scanned = 0
+        return data
+
+    def _unfeed(self) -> None:
+        """Take back what the decoder has not made into messages."""
+        if self._fed and self._decoder is not None:
+            self._raw[:0] = self._decoder.rest()
+            self._decoder = None
+            self._fed = False
+            self._scanned = 0
+
+
+class PacketBuffer(InputBuffer):
+    """Input that comes in packets (SOCK_SEQPACKET): each is one message, or holds those of the framing."""
+
+    __slots__ = ("_packets",)
+
+    def __init__(self, peer: str, framing: Framing | None = None) -> None:
+        super().__init__(peer, framing)
+        self._packets: deque[bytes] = deque()
+
+    def feed(self, data: bytes) -> None:
+        """Append one packet."""
+        self._packets.append(data)
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait to be taken."""
+        return super().size + sum(map(len, self._packets))
+
+    @property
+    def unread(self) -> bool:
+        """Whether anything at all is buffered."""
+        return bool(self._packets) or super().unread
+
+    def take_all(self) -> bytes:
+        """Everything that is buffered."""
+        data = super().take_all() + b"".join(self._packets)
+        self._packets.clear()
+        return data
+
+    def discard(self) -> None:
+        """Forget everything that is buffered."""
+        super().discard()
+        self._packets.clear()
+
+    def take_some(self, count: int) -> Any:
+        """One packet, cut to `count` bytes as recv(2) does; b"" at the end."""
+        if self._packets:
+            return self._packets.popleft()[:count]
+        return super().take_some(count)
+
+    def take_message(self) -> Any:
+        """One packet, or the next message that the framing finds in it."""
+        if self.framing is not None:
+            if not super().unread and self._packets:
+                super().feed(self._packets.popleft())
+            return super().take_message()
+        if self._packets:
+            return self._packets.popleft()
+        if self.ended:
+            raise PeerClosed(f"{self.peer} has closed the connection")
+        return NEED_MORE

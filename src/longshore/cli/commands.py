@@ -1,0 +1,201 @@
+"""The commands as click knows them: flags, help, and mistakes explained.
+
+The only file that imports click.  The flags of `serve` are made from the table in `settings.py`; what a
+command does stands in the file of its name, which gets the same arguments whether click read them or not.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from longshore.cli import USAGE, tell
+from longshore.settings import Option, options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ("run",)
+
+_SERVE_EPILOG = """\b
+Examples:
+  longshore serve echo.py --bind tcp://127.0.0.1:5000
+  longshore serve app.py:Echo --bind tcp://:5000 --bind unix:///run/echo.sock
+  longshore serve app.gateway:Meter --bind tcp://:9000 --framing length-prefixed:2
+  longshore serve app.py:Echo --bind tls://:5001 --certfile cert.pem --keyfile key.pem
+  LONGSHORE_LOG_FORMAT=json longshore serve app.py:Echo --strategy green
+
+\b
+Each option is also a variable (--idle-timeout is LONGSHORE_IDLE_TIMEOUT) and a key
+in longshore.toml ([timeouts] idle).  The command line is above the environment, the
+environment above the file.
+
+SIGTERM or Ctrl-C drains and stops, a second one stops at once.  Exit status: 0 after
+that, 1 if it fails, 2 for a mistake in the options."""
+
+_CONNECT_EPILOG = """\b
+Examples:
+  longshore connect tcp://127.0.0.1:5000
+  echo hello | longshore connect tcp://127.0.0.1:5000
+  longshore connect unix:///run/app.sock --framing json
+  longshore connect tls://example.org:443 --cafile authorities.pem
+  echo reading=7 | longshore connect udp://127.0.0.1:5000 --timeout 2
+
+On a stream without a framing, bytes go both ways as they are.  With one, and on
+addresses of messages, each line is a message and each reply a line."""
+
+_EPILOG = """\b
+Examples:
+  longshore serve echo.py --bind tcp://127.0.0.1:5000     serve the handler in echo.py
+  longshore connect tcp://127.0.0.1:5000                  talk to it
+  longshore serve --help                                  all options, with examples
+
+\b
+echo.py may be as short as this:
+  def echo(connection):
+      while data := connection.recv(65536):
+          connection.sendall(data)"""
+
+_TITLES = {"serve": "Serving", "limits": "Limits", "timeouts": "Timeouts, in seconds", "tls": "TLS"}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command that `arguments` spell; the exit status.
+
+    Raises:
+        LongshoreError: the command failed.
+    """
+    try:
+        status = _longshore.main(list(arguments), prog_name="longshore", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return USAGE
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "longshore"
+        # click puts its guess behind the sentence; here it is the hint.
+        message, _, guess = error.format_message().partition(" Did you mean ")
+        tell(
+            f"longshore: {message}",
+            f"Did you mean {guess}" if guess else f"{command} --help lists what there is, with examples.",
+        )
+        return USAGE
+    except click.Abort:
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+class _Serve(click.Command):
+    """`serve`, whose help has its many options under the tables of `longshore.toml`."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        sections = {option.name: option.section for option in options()}
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in (*_TITLES.values(), "Other")}
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                groups[_TITLES.get(sections.get(parameter.name or "", ""), "Other")].append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _flag(option: Option) -> click.Option:
+    metavar = {"int": "N", "float": "N", "tuple": "TEXT", "bytes": "TEXT"}.get(option.kind, "TEXT")
+    if option.choices:
+        metavar = "|".join(option.choices)
+    elif option.section == "timeouts" and option.name != "min_rate":
+        metavar = "SECONDS"
+    metavar = {"bind": "URL", "framing": "FRAMING", "certfile": "FILE", "keyfile": "FILE", "client_ca": "FILE"}.get(
+        option.name, metavar
+    )
+    default = "none" if option.default is None else option.default
+    note = "" if option.default in ((), b"") or (option.default is None and option.kind == "str") else f"  [{default}]"
+    return click.Option(
+        [option.flag, option.name], multiple=True, metavar=metavar, help=f"{option.help}{note}", type=click.STRING
+    )
+
+
+def _serve(target: str, config: str | None, debug: bool, **values: tuple[str, ...]) -> int:
+    from longshore.cli.options import ServeArguments
+    from longshore.cli.serve import serve
+
+    given = {name: list(texts) for name, texts in values.items() if texts}
+    return serve(ServeArguments(target, given, config, debug))
+
+
+def _connect(**arguments: Any) -> int:
+    from longshore.cli.connect import ConnectArguments, connect
+
+    arguments.pop("debug")
+    return connect(ConnectArguments(**arguments))
+
+
+def _version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if not value:
+        return
+    from longshore import __version__
+
+    click.echo(f"longshore {__version__} (Python {sys.version.split()[0]})")
+    context.exit()
+
+
+def _debug() -> click.Option:
+    return click.Option(["--debug"], is_flag=True, help="show tracebacks instead of one line and a hint")
+
+
+_longshore = click.Group(
+    "longshore",
+    help="Write a handler, serve it over any socket, with any kind of concurrency.",
+    epilog=_EPILOG,
+    params=[
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_version,
+            help="print the version and exit",
+        )
+    ],
+)
+_longshore.add_command(
+    _Serve(
+        "serve",
+        callback=_serve,
+        help="Serve the handler TARGET: file.py:Name, package.module:Name, or a file with one handler in it.",
+        short_help="Serve a handler.",
+        epilog=_SERVE_EPILOG,
+        params=[
+            click.Argument(["target"]),
+            *(_flag(option) for option in options()),
+            click.Option(["--config"], metavar="FILE", help="the file to read  [longshore.toml, if there is one]"),
+            _debug(),
+        ],
+    )
+)
+_longshore.add_command(
+    click.Command(
+        "connect",
+        callback=_connect,
+        help="Connect to URL: standard input goes to the peer, what the peer sends goes to standard output.",
+        short_help="Talk to a server.",
+        epilog=_CONNECT_EPILOG,
+        params=[
+            click.Argument(["url"]),
+            click.Option(["--framing"], metavar="FRAMING", help="lines, length-prefixed:4, json, ... or module:NAME"),
+            click.Option(
+                ["--timeout"],
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="SECONDS",
+                help="give up connecting [10], and waiting for an answer after the end of input [never]",
+            ),
+            click.Option(["--cafile"], metavar="FILE", help="authorities (PEM) to trust instead of the system's"),
+            click.Option(["--certfile"], metavar="FILE", help="our own certificate chain (PEM)"),
+            click.Option(["--keyfile"], metavar="FILE", help="our private key (PEM)"),
+            click.Option(["--insecure"], is_flag=True, help="do not verify the server's certificate"),
+            _debug(),
+        ],
+    )
+)

@@ -1,0 +1,426 @@
+"""Clients: `connect` for plain calls, `open_connection` for asyncio.
+
+The only place that makes clients' connections: the same `Connection` (or `AsyncConnection`) that handlers
+have, over any address and any framing.  It keeps no pool and never reconnects: `retry` is about the first
+connection only, as nobody but the caller knows what may be sent twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from longshore.addresses import Address, format_peer, parse
+from longshore.buffers import PacketBuffer
+from longshore.config import Limits, Timeouts
+from longshore.connection import AsyncConnection, Connection
+from longshore.dialing import Refused, dial, dial_async, left
+from longshore.errors import (
+    AddressUnavailable,
+    ConfigError,
+    ConnectTimeout,
+    HandshakeTimeout,
+    IncompleteMessage,
+    ReadTimeout,
+    WriteTimeout,
+)
+from longshore.framing import NEED_MORE
+from longshore.links import SocketLink
+from longshore.tls import Session, TLSError, client_context, describe
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+
+    from longshore.config import TLS
+    from longshore.framing import Framing
+
+__all__ = ("Refused", "Retry", "connect", "open_connection")
+
+#: The largest packet that is read whole.
+PACKET = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often and how soon to try again what may only be down for a moment; times in seconds.
+
+    The pause before attempt n+1 is `initial * multiplier**(n-1)`, at most `maximum`, less a random share of up
+    to `jitter` of it, so that clients which lost the same server do not come back at the same moment.
+
+    Example:
+        >>> Retry(attempts=3).attempts
+        3
+    """
+
+    attempts: int = 5
+    initial: float = 0.1
+    maximum: float = 5.0
+    multiplier: float = 2.0
+    jitter: float = 0.5
+
+    def __post_init__(self) -> None:
+        if type(self.attempts) is not int or self.attempts < 1:
+            raise ConfigError(f"Retry(attempts={self.attempts!r}): must be a whole number of at least 1")
+        if self.initial < 0 or self.maximum < 0 or self.multiplier < 1 or not 0 <= self.jitter <= 1:
+            raise ConfigError(
+                f"{self!r}: must have initial and maximum of at least 0, multiplier of at least 1, jitter from 0 to 1"
+            )
+
+    def pauses(self) -> Iterator[float]:
+        """The seconds to wait after each failure but the last."""
+        pause = self.initial
+        for _ in range(self.attempts - 1):
+            yield min(pause, self.maximum) * (1 - self.jitter * random.random())
+            pause = min(pause * self.multiplier, self.maximum)
+
+
+def connect(
+    url: str,
+    framing: Framing | None = None,
+    timeout: float | None = 10,
+    tls: TLS | None = None,
+    retry: Retry | int | None = None,
+) -> Connection:
+    """Connect to `url`, whatever its scheme.
+
+    `timeout` (seconds) covers name lookup, connecting and TLS of one attempt; after that it is the connection's
+    timeout for each wait, as with `socket.create_connection`.  On `tls://` certificate and name are verified.  On
+    datagram addresses each `receive()` or `recv()` is one datagram.
+
+    Raises:
+        ConfigError: the URL or an option is no good.
+        AddressUnavailable: nothing answers there (`Refused`: nobody listens).
+        PermissionNeeded: the system does not let this user connect.
+        ConnectTimeout, HandshakeTimeout: it took longer than `timeout`.
+        TLSError: the TLS handshake failed.
+
+    Example:
+        >>> with connect("tcp://127.0.0.1:5000", framing=Lines()) as connection:  # doctest: +SKIP
+        ...     connection.request(b"hello")
+    """
+    address, context, pauses = _plan(url, timeout, tls, retry)
+    while True:
+        try:
+            return _connect(address, framing, timeout, context)
+        except (AddressUnavailable, ConnectTimeout, HandshakeTimeout):
+            pause = next(pauses, None)
+            if pause is None:
+                raise
+            time.sleep(pause)
+
+
+async def open_connection(
+    url: str,
+    framing: Framing | None = None,
+    timeout: float | None = 10,
+    tls: TLS | None = None,
+    retry: Retry | int | None = None,
+) -> AsyncConnection:
+    """As `connect`, in the running asyncio loop.
+
+    Raises:
+        LongshoreError: as `connect`.
+
+    Example:
+        >>> async def main():
+        ...     async with await open_connection("tcp://127.0.0.1:5000", framing=Lines()) as connection:
+        ...         print(await connection.request(b"hello"))
+    """
+    import asyncio
+
+    address, context, pauses = _plan(url, timeout, tls, retry)
+    while True:
+        try:
+            return await _open_connection(address, framing, timeout, context)
+        except (AddressUnavailable, ConnectTimeout, HandshakeTimeout):
+            pause = next(pauses, None)
+            if pause is None:
+                raise
+            await asyncio.sleep(pause)
+
+
+def _plan(
+    url: str, timeout: float | None, tls: TLS | None, retry: Retry | int | None
+) -> tuple[Address, Any, Iterator[float]]:
+    address = parse(url)
+    if timeout is not None and not timeout > 0:
+        raise ConfigError(f"timeout={timeout!r}: must be a number of seconds above 0, or None")
+    if tls is not None and not address.is_tls:
+        raise ConfigError(
+            f"{address}: tls=... is for tls:// addresses",
+            hint="Write tls://HOST:PORT, or call start_tls() on the connection.",
+        )
+    if retry is None:
+        retry = Retry(attempts=1)
+    elif not isinstance(retry, Retry):
+        retry = Retry(attempts=retry)
+    return address, client_context(tls) if address.is_tls else None, retry.pauses()
+
+
+# -- blocking ----------------------------------------------------------------------------------------------
+
+
+def _connect(address: Address, framing: Framing | None, timeout: float | None, context: Any) -> Connection:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    sock = dial(address, deadline, timeout)
+    try:
+        peer, local = _prepared(address, sock)
+        if context is not None:
+            sock = _handshaken(address, sock, context, deadline, timeout)
+    except BaseException:
+        sock.close()
+        raise
+    kind = _PacketLink if address.is_datagram else _ClientLink
+    return Connection(kind(sock, peer, framing), peer=peer, local=local, timeout=timeout)
+
+
+def _prepared(address: Address, sock: socket.socket) -> tuple[str, str]:
+    """Set what the address asks for; the names of both ends."""
+    if sock.type == socket.SOCK_STREAM and sock.family in (socket.AF_INET, socket.AF_INET6) and address.options.nodelay:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return format_peer(sock.family, sock.getpeername()), format_peer(sock.family, sock.getsockname())
+
+
+def _handshaken(
+    address: Address, sock: socket.socket, context: Any, deadline: float | None, timeout: float | None
+) -> socket.socket:
+    import ssl
+
+    # With no time left at all the socket would turn non-blocking, so it gets the least that is a timeout.
+    remaining = left(deadline)
+    sock.settimeout(None if remaining is None else max(remaining, 0.001))
+    try:
+        wrapped: socket.socket = context.wrap_socket(sock, server_hostname=address.host or "localhost")
+    except TimeoutError:
+        raise _handshake_too_late(address, timeout) from None
+    except (ssl.SSLError, ssl.CertificateError, OSError) as error:
+        raise _tls_failed(address, describe(error)) from error
+    return wrapped
+
+
+class _ClientLink(SocketLink):
+    """A blocking link that ends as a client should: TLS says goodbye, and a thread that reads is woken."""
+
+    def __init__(self, sock: socket.socket, peer: str, framing: Framing | None) -> None:
+        super().__init__(sock, peer, framing)
+        self._readers = 0
+
+    def wait_input(self, timeout: float | None) -> None:
+        self._readers += 1
+        try:
+            super().wait_input(timeout)
+        except OSError:
+            # Closed by another thread meanwhile: then that is what happened, not what the kernel made of it.
+            self._check()
+            raise
+        finally:
+            self._readers -= 1
+
+    def _wake_and_close(self) -> None:
+        sock = self._socket
+        if self._readers:
+            # close(2) wakes nobody who waits on the descriptor, shutdown(2) does.
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        elif self.tls_object is not None and self.cause is not None and self.cause[0] == "finished":
+            # Sends close_notify and does not wait for the peer's; not while another thread uses the same keys.
+            with contextlib.suppress(OSError, ValueError):
+                sock.settimeout(0)
+                sock.unwrap()  # type: ignore[attr-defined]
+        sock.close()
+
+
+class _PacketInput(PacketBuffer):
+    """Packets whose framing ends with each of them."""
+
+    __slots__ = ()
+
+    def take_message(self) -> Any:
+        message = super().take_message()
+        if message is NEED_MORE and self.unread:
+            size = len(self.take_all())
+            raise IncompleteMessage(f"{self.peer}: the last {size} bytes of a datagram are no message")
+        return message
+
+
+class _PacketLink(_ClientLink):
+    """A link whose every read and write is one packet."""
+
+    def __init__(self, sock: socket.socket, peer: str, framing: Framing | None) -> None:
+        super().__init__(sock, peer, framing)
+        self.input = _PacketInput(peer, framing)
+        self._ends = sock.type == socket.SOCK_SEQPACKET
+        name = sock.getsockname() if sock.family == getattr(socket, "AF_UNIX", None) else ""
+        self._file = name if isinstance(name, str) and name.startswith("/") and sys.platform != "linux" else None
+
+    def wait_input(self, timeout: float | None) -> None:
+        self._check()
+        self._readers += 1
+        try:
+            self._socket.settimeout(timeout)
+            data = self._socket.recv(PACKET)
+        except TimeoutError:
+            raise ReadTimeout(f"{self._peer} sent nothing in {timeout:g} s") from None
+        except OSError:
+            self._check()
+            raise
+        finally:
+            self._readers -= 1
+        self._check()
+        # An empty datagram is a message like any other; on seqpacket it cannot be told from the end.
+        if data or not self._ends:
+            self.input.feed(data)
+        else:
+            self.input.end()
+
+    def write(self, data: bytes, timeout: float | None = None) -> None:
+        self._check()
+        with self._writing:
+            self._socket.settimeout(timeout)
+            try:
+                self._socket.send(data)
+            except TimeoutError:
+                raise WriteTimeout(f"{self._peer} took nothing in {timeout:g} s") from None
+
+    def try_write(self, data: bytes) -> bool:
+        try:
+            self._check()
+            return self._send_now(data) == len(data)
+        except OSError:
+            return False
+
+    def _wake_and_close(self) -> None:
+        super()._wake_and_close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._file)
+
+
+# -- asyncio -----------------------------------------------------------------------------------------------
+
+
+async def _open_connection(
+    address: Address, framing: Framing | None, timeout: float | None, context: Any
+) -> AsyncConnection:
+    import asyncio
+
+    from longshore.async_links import AsyncLink
+
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    sock = await dial_async(address, timeout)
+    try:
+        peer, local = _prepared(address, sock)
+        session = None if context is None else Session(context, server_side=False, hostname=address.host or "localhost")
+    except BaseException:
+        sock.close()
+        raise
+
+    class ClientLink(AsyncLink):
+        """A link that does not linger for a peer that owes us nothing, so that a loop can end right after."""
+
+        def _close(self, cause: str, error: BaseException | None) -> None:
+            stream = self.stream
+            owed = stream.input.unread or stream.owing
+            super()._close(cause, error)
+            if stream.state == "closing" and not stream.pending and not owed:
+                stream.fail(cause, error)
+
+    shared = _Shared.of(loop)
+    link = ClientLink(shared.leave)
+    stream = shared.reactor.stream(
+        sock,
+        peer,
+        sink=link,
+        limits=Limits(),
+        timeouts=Timeouts(handshake=None, first_byte=None, idle=None, write=None, linger=2),
+        framing=framing,
+        tls=session,
+        packets=address.is_datagram,
+    )
+    if address.is_datagram:
+        stream.input = _PacketInput(peer, framing)
+    link.attach(stream)
+    try:
+        stream.start()
+        await link.ready(left(deadline))
+    except HandshakeTimeout:
+        stream.abort()
+        raise _handshake_too_late(address, timeout) from None
+    except TLSError as error:
+        raise _tls_failed(address, str(error).rpartition("TLS handshake failed: ")[2]) from error
+    except OSError as error:
+        raise _tls_failed(address, describe(error)) from error
+    except BaseException:
+        stream.abort()
+        raise
+    return AsyncConnection(link, peer=peer, local=local, timeout=timeout)
+
+
+class _Shared:
+    """The reactor that all client connections of one loop share; it ends with the last of them."""
+
+    _by_loop: dict[asyncio.AbstractEventLoop, _Shared] = {}  # noqa: RUF012  # one registry for the process
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        from longshore.async_links import embed
+        from longshore.reactor import create
+
+        self._loop = loop
+        self.reactor, _ = create()
+        self._embedding = embed(self.reactor, loop)
+        self._count = 0
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> _Shared:
+        """The one of `loop`, with a place taken."""
+        for other in [other for other in list(cls._by_loop) if other.is_closed()]:
+            # Its connections were never closed; their sockets are the collector's, our descriptors are not.
+            cls._by_loop.pop(other)._close()
+        shared = cls._by_loop.get(loop)
+        if shared is None:
+            shared = cls._by_loop[loop] = cls(loop)
+        shared._count += 1
+        return shared
+
+    def leave(self, _cause: str, _error: BaseException | None) -> None:
+        """Give the place back; the last one ends the reactor, once its turn is over."""
+        self._count -= 1
+        if not self._count and not self._loop.is_closed():
+            self._loop.call_soon(self._end_if_unused)
+
+    def _end_if_unused(self) -> None:
+        if not self._count and self._by_loop.get(self._loop) is self:
+            del self._by_loop[self._loop]
+            self._close()
+
+    def _close(self) -> None:
+        self._embedding.close()
+        self.reactor.close()
+
+
+# -- what went wrong ---------------------------------------------------------------------------------------
+
+
+def _handshake_too_late(address: Address, timeout: float | None) -> HandshakeTimeout:
+    return HandshakeTimeout(
+        f"{address}: connected, but the TLS handshake was not finished within {timeout:g} s",
+        hint="Does the server speak TLS on this port?",
+    )
+
+
+def _tls_failed(address: Address, why: str) -> TLSError:
+    if any(word in why.lower() for word in ("certificate", "hostname", "ip address")):
+        hint = (
+            "If the server's authority is your own, pass tls=TLS(client_ca='authority.pem'); the name must match too."
+        )
+    else:
+        hint = "Does the server speak TLS on this port, in a version that TLS(minimum=...) allows?"
+    return TLSError(f"{address}: TLS handshake failed: {why}", hint=hint)

@@ -1,0 +1,496 @@
+"""Connections as handlers and clients see them: one blocking, one async, the same names.
+
+The only public face of a connection.  Each waits through its link and cuts through its input buffer, so
+neither knows how bytes come in, nor does one copy the other's logic.  Nothing here accepts, binds or
+decides when a connection ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from longshore.errors import ConfigError, PeerClosed
+from longshore.framing import NEED_MORE
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from longshore.config import TLS
+    from longshore.framing import Framing
+    from longshore.links import Link
+
+__all__ = ("AsyncConnection", "Connection")
+
+_ids = itertools.count(1)
+
+#: The longest line (bytes) that a file of `makefile` reads without being given a size.
+FILE_LINE = 1 << 20
+
+
+class _Named:
+    """What both kinds of connection have and nobody waits for."""
+
+    def __init__(self, link: Any, *, peer: str, local: str, server: Any = None, timeout: float | None = None) -> None:
+        self._link: Link = link
+        #: A number that no other connection of this process has.
+        self.id: int = next(_ids)
+        #: The peer's address as text.
+        self.peer: str = peer
+        #: Our own address as text.
+        self.local: str = local
+        #: The proxy's address where there is one in between.
+        self.via: str | None = None
+        #: The server that accepted it; None on a client.
+        self.server: Any = server
+        #: Whatever the handler wants to keep with the connection.
+        self.state: dict[Any, Any] = {}
+        #: Whether the server has asked its handlers to finish.
+        self.draining: bool = False
+        #: Messages received with `receive()`.
+        self.messages: int = 0
+        self._timeout = timeout
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.local} with {self.peer}>"
+
+    @property
+    def framing(self) -> Framing | None:
+        """What cuts and encodes messages; assigning takes effect at the byte after the current message."""
+        return self._link.input.framing
+
+    @framing.setter
+    def framing(self, framing: Framing | None) -> None:
+        self._link.input.framing = framing
+
+    @property
+    def tls(self) -> Any:
+        """The `ssl` object (`version()`, `cipher()`, `getpeercert()`, `selected_alpn_protocol()`); None if plain."""
+        return self._link.tls_object
+
+    @property
+    def autoflush(self) -> bool:
+        """Whether every write leaves at once, where writes could be coalesced."""
+        stream = getattr(self._link, "stream", None)
+        return stream is None or not stream.coalescing
+
+    @autoflush.setter
+    def autoflush(self, value: bool) -> None:
+        stream = getattr(self._link, "stream", None)
+        if stream is not None:
+            stream.coalescing = not value
+
+    def _encoded(self, message: Any) -> bytes:
+        framing = self.framing
+        if framing is None:
+            raise ConfigError(
+                "send() needs a framing and this connection has none",
+                hint="Pass framing=Lines() (or another) to the server or to connect(), or use sendall().",
+            )
+        return framing.encode(message)
+
+    def close(self) -> None:
+        """End in order: what was written is sent, the peer may read it; from any thread."""
+        self._link.close()
+
+    def abort(self) -> None:
+        """End with a reset; what is pending is lost; from any thread."""
+        self._link.abort()
+
+    def detach(self) -> tuple[socket.socket, bytes]:
+        """Take the socket out, in blocking mode, with the bytes that were read and not consumed.
+
+        Raises:
+            ClosedError: it is closed.
+            LongshoreError: it speaks TLS on a reactor.
+        """
+        return self._link.detach()
+
+    def shutdown(self, how: int) -> None:
+        """End one or both sides (`socket.SHUT_RD`, `SHUT_WR`, `SHUT_RDWR`), after what is pending."""
+        if how in (1, 2):
+            self._link.end_output()
+        if how in (0, 2):
+            self._link.end_input()
+
+    def getpeername(self) -> Any:
+        """As `socket.socket.getpeername`."""
+        return self._link.socket.getpeername()
+
+    def getsockname(self) -> Any:
+        """As `socket.socket.getsockname`."""
+        return self._link.socket.getsockname()
+
+    def fileno(self) -> int:
+        """The descriptor, -1 once closed; reading or writing it loses what is buffered."""
+        return self._link.socket.fileno()
+
+    def setsockopt(self, *args: Any) -> None:
+        """As `socket.socket.setsockopt`."""
+        self._link.socket.setsockopt(*args)
+
+    def getsockopt(self, *args: Any) -> Any:
+        """As `socket.socket.getsockopt`."""
+        return self._link.socket.getsockopt(*args)
+
+    def settimeout(self, timeout: float | None) -> None:
+        """Seconds that each wait of this connection may take; None: no deadline of its own."""
+        self._timeout = timeout
+
+    def gettimeout(self) -> float | None:
+        """What `settimeout` set."""
+        return self._timeout
+
+
+class Connection(_Named):
+    """A blocking connection: plain calls that wait.
+
+    Under `green` they park the greenlet, on a thread of its own they block the thread; the handler is the
+    same.  `send`, `sendall`, `flush`, `close` and `abort` may be called from anywhere.
+
+    Example:
+        >>> def echo(connection):
+        ...     while data := connection.recv(65536):
+        ...         connection.sendall(data)
+    """
+
+    def _take(self, attempt: Callable[..., Any], *args: Any) -> Any:
+        while (piece := attempt(*args)) is NEED_MORE:
+            self._link.wait_input(self._timeout)
+        return piece
+
+    def recv(self, count: int, flags: int = 0) -> bytes:
+        """Up to `count` bytes, at least one; b"" at the end of the stream.
+
+        Raises:
+            ReadTimeout: nothing came in time.
+            ClosedError: the connection was closed on this side.
+            ConnectionResetError: the peer reset it.
+        """
+        if flags:
+            raise ValueError("recv() of a connection takes no flags")
+        return self._take(self._link.input.take_some, count)  # type: ignore[no-any-return]
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """As `recv`, into `buffer`; returns the number of bytes, 0 at the end of the stream."""
+        view = memoryview(buffer).cast("B")
+        data = self.recv(nbytes or len(view), flags)
+        view[: len(data)] = data
+        return len(data)
+
+    def readline(self, limit: int = 65_536) -> bytes:
+        """A line with its end; the rest at the end of the stream, then b"".
+
+        Raises:
+            MessageTooLarge: no line end within `limit` bytes.
+        """
+        return self._take(self._link.input.take_line, limit)  # type: ignore[no-any-return]
+
+    def read_exactly(self, count: int) -> bytes:
+        """Just `count` bytes.
+
+        Raises:
+            PeerClosed: the stream ended before the first of them.
+            IncompleteMessage: the stream ended in the middle.
+        """
+        return self._take(self._link.input.take_exactly, count)  # type: ignore[no-any-return]
+
+    def read_until(self, separator: bytes, limit: int = 65_536) -> bytes:
+        """Bytes up to and with `separator`.
+
+        Raises:
+            MessageTooLarge: it is not within `limit` bytes.
+            PeerClosed, IncompleteMessage: the stream ended before it.
+        """
+        return self._take(self._link.input.take_until, separator, limit)  # type: ignore[no-any-return]
+
+    def receive(self) -> Any:
+        """The next message of the framing.
+
+        Raises:
+            PeerClosed: the stream has ended.
+            FramingError: what came is no message.
+        """
+        message = self._take(self._link.input.take_message)
+        self.messages += 1
+        return message
+
+    def __iter__(self) -> Iterator[Any]:
+        with contextlib.suppress(PeerClosed):
+            while True:
+                yield self.receive()
+
+    def sendall(self, data: Any) -> None:
+        """Send all of `data`, waiting while more than `max_pending_bytes` are pending.
+
+        Raises:
+            WriteTimeout: the peer took nothing in time.
+            LimitExceeded: too much is pending already, where the caller cannot wait.
+            ClosedError, ConnectionError: the connection has ended.
+        """
+        data = bytes(data)
+        cork = self.__dict__.get("_cork")
+        if cork is not None:
+            cork += data
+        else:
+            self._link.write(data, self._timeout)
+
+    def send(self, message: Any) -> int:
+        """Send one message, encoded by the framing; bytes as they are where there is none.
+
+        Returns:
+            The number of bytes, as `socket.send` does for handlers that look at it.
+
+        Raises:
+            ValueError: the framing cannot express it.
+            As `sendall`.
+        """
+        data = bytes(message) if self.framing is None else self._encoded(message)
+        self.sendall(data)
+        return len(data)
+
+    def request(self, message: Any) -> Any:
+        """Send one message and receive one."""
+        self.send(message)
+        return self.receive()
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send `count` bytes (None: all) of a binary file from `offset`; returns how many were sent."""
+        if offset:
+            file.seek(offset)
+        total = 0
+        while count is None or total < count:
+            data = file.read(65_536 if count is None else min(65_536, count - total))
+            if not data:
+                break
+            self.sendall(data)
+            total += len(data)
+        return total
+
+    def flush(self) -> None:
+        """Return once the kernel has everything that was written; where one cannot wait, send what goes."""
+        self._link.flush(self._timeout)
+
+    @contextlib.contextmanager
+    def corked(self) -> Iterator[None]:
+        """Send all that is written inside as one piece."""
+        if "_cork" in self.__dict__:
+            yield
+            return
+        self.__dict__["_cork"] = bytearray()
+        try:
+            yield
+        finally:
+            data = bytes(self.__dict__.pop("_cork"))
+            if data:
+                self._link.write(data, self._timeout)
+
+    def start_tls(self, tls: TLS | None = None, hostname: str | None = None) -> None:
+        """Speak TLS from here on: as the server that accepted this connection, or as its client.
+
+        Raises:
+            TLSError, HandshakeTimeout: the handshake failed.
+        """
+        from longshore import tls as layer
+
+        server_side = self.server is not None
+        context = layer.server_context(_required(tls)) if server_side else layer.client_context(tls)
+        self._link.start_tls(context, server_side=server_side, hostname=hostname, timeout=self._timeout)
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
+        """A file over this connection, as `socket.makefile` makes one."""
+        if "b" in mode:
+            writer: Any = None
+            if "w" in mode:
+                writer = _Writer(self)
+                if buffering is not None and buffering > 1:
+                    writer = io.BufferedWriter(writer, buffering)
+            if "r" not in mode and writer is not None:
+                return writer
+            return _Reader(self) if writer is None else io.BufferedRWPair(_Reader(self), writer)
+        return io.TextIOWrapper(self.makefile(mode.replace("t", "") + "b", buffering), **text)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+class AsyncConnection(_Named):
+    """The same with `await`; `send` and `sendall` queue at the call, and the await only waits for room."""
+
+    async def _take(self, attempt: Callable[..., Any], *args: Any) -> Any:
+        link: Any = self._link
+        while (piece := attempt(*args)) is NEED_MORE:
+            await link.input_came(self._timeout)
+        return piece
+
+    async def recv(self, count: int) -> bytes:
+        """As `Connection.recv`."""
+        return await self._take(self._link.input.take_some, count)  # type: ignore[no-any-return]
+
+    async def recv_into(self, buffer: Any, nbytes: int = 0) -> int:
+        """As `Connection.recv_into`."""
+        view = memoryview(buffer).cast("B")
+        data = await self.recv(nbytes or len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    async def readline(self, limit: int = 65_536) -> bytes:
+        """As `Connection.readline`."""
+        return await self._take(self._link.input.take_line, limit)  # type: ignore[no-any-return]
+
+    async def read_exactly(self, count: int) -> bytes:
+        """As `Connection.read_exactly`."""
+        return await self._take(self._link.input.take_exactly, count)  # type: ignore[no-any-return]
+
+    async def read_until(self, separator: bytes, limit: int = 65_536) -> bytes:
+        """As `Connection.read_until`."""
+        return await self._take(self._link.input.take_until, separator, limit)  # type: ignore[no-any-return]
+
+    async def receive(self) -> Any:
+        """As `Connection.receive`."""
+        message = await self._take(self._link.input.take_message)
+        self.messages += 1
+        return message
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        with contextlib.suppress(PeerClosed):
+            while True:
+                yield await self.receive()
+
+    def sendall(self, data: Any) -> Awaitable[None]:
+        """Queue `data` now; the await returns once no more than `max_pending_bytes` are pending."""
+        link: Any = self._link
+        return link.queue(bytes(data), self._timeout)  # type: ignore[no-any-return]
+
+    def send(self, message: Any) -> Awaitable[None]:
+        """Queue one message now, as `sendall`."""
+        return self.sendall(bytes(message) if self.framing is None else self._encoded(message))
+
+    async def request(self, message: Any) -> Any:
+        """Send one message and receive one."""
+        await self.send(message)
+        return await self.receive()
+
+    async def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """As `Connection.sendfile`; the file is read in pieces on the loop's thread."""
+        if offset:
+            file.seek(offset)
+        total = 0
+        while count is None or total < count:
+            data = file.read(65_536 if count is None else min(65_536, count - total))
+            if not data:
+                break
+            await self.sendall(data)
+            total += len(data)
+        return total
+
+    async def flush(self) -> None:
+        """Return once the kernel has everything that was written."""
+        link: Any = self._link
+        await link.flushed(self._timeout)
+
+    async def start_tls(self, tls: TLS | None = None, hostname: str | None = None) -> None:
+        """As `Connection.start_tls`."""
+        from longshore import tls as layer
+
+        link: Any = self._link
+        server_side = self.server is not None
+        context = layer.server_context(_required(tls)) if server_side else layer.client_context(tls)
+        await link.tls_started(context, server_side=server_side, hostname=hostname, timeout=self._timeout)
+
+    async def __aenter__(self) -> AsyncConnection:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        link: Any = self._link
+        self.close()
+        await link.gone()
+
+
+class _Writer(io.RawIOBase):
+    """The writing file of `makefile`: unbuffered, as the connection has buffers of its own."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def write(self, data: Any) -> int:
+        with memoryview(data) as view:
+            self._connection.sendall(view)
+            return view.nbytes
+
+
+class _Reader(io.BufferedIOBase):
+    """The reading file of `makefile`, straight over the connection's input.
+
+    A buffer between the two would hide pipelined input from the connection, which then could not tell when
+    writes may be coalesced.  Closing it leaves the connection open, as sockets do.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """A line with its end, or its first `size` bytes.
+
+        Raises:
+            MessageTooLarge: without a `size`, no line end came within `FILE_LINE` bytes.
+        """
+        connection = self._connection
+        if size is None or size < 0:
+            return connection.readline(FILE_LINE)
+        return connection._take(connection._link.input.take_line_up_to, size)  # type: ignore[no-any-return]
+
+    def read(self, size: int | None = -1) -> bytes:
+        """`size` bytes, fewer only at the end of the stream; all until then without a `size`."""
+        parts = []
+        while size is None or size != 0:
+            data = self._connection.recv(65_536 if size is None or size < 0 else size)
+            if not data:
+                break
+            parts.append(data)
+            if size is not None and size > 0:
+                size -= len(data)
+        return b"".join(parts)
+
+    def read1(self, size: int = -1) -> bytes:
+        """What is there, at most `size` bytes."""
+        return self._connection.recv(65_536 if size < 0 else size)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def readinto1(self, buffer: Any) -> int:
+        return self._connection.recv_into(buffer)
+
+    def peek(self, size: int = 0) -> bytes:
+        """What would be read next, without reading it."""
+        connection = self._connection
+        data: bytes = connection._take(connection._link.input.peek)
+        return data
+
+
+def _required(tls: TLS | None) -> TLS:
+    if tls is None:
+        raise ConfigError("start_tls() on a server needs tls=TLS(certfile=..., keyfile=...)")
+    return tls

@@ -1,0 +1,227 @@
+"""What happens to a server and to its connections, as frozen values.
+
+The core never logs.  It makes one of these and hands it to whoever subscribed (`Server.subscribe`);
+logging, metrics and tracing are subscribers like any other.  An event carries plain data only, so it may
+be kept, queued, pickled or printed.  Times are seconds on the reactor's clock, sizes are bytes.
+
+This file knows nothing of sockets, servers or logging.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+__all__ = (
+    "AcceptFailed",
+    "ConnectionClosed",
+    "ConnectionOpened",
+    "ConnectionRejected",
+    "DatagramDropped",
+    "Event",
+    "HandlerBlocked",
+    "HandlerFailed",
+    "LimitNear",
+    "LimitsAdjusted",
+    "ServerDraining",
+    "ServerPaused",
+    "ServerResumed",
+    "ServerStarted",
+    "ServerStopped",
+    "SlowReceiver",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """The root of all events; `level` is the `logging` level's name that fits it."""
+
+    level: ClassVar[str] = "INFO"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The event's name and fields, ready for JSON but for an `error`, which is an exception."""
+        return {"event": type(self).__name__} | {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStarted(Event):
+    """The server accepts: its bound URLs, and how it serves them."""
+
+    handler: str
+    addresses: tuple[str, ...]
+    strategy: str
+    reactor: str
+    reason: str
+    """Why this reactor is the active one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerPaused(Event):
+    """`pause()`: nothing is accepted until `resume()`; what is open goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerResumed(Event):
+    """`resume()`: the server accepts again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerDraining(Event):
+    """A drain began: `connections` are open and have `timeout` seconds to finish (None: no deadline)."""
+
+    connections: int
+    timeout: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStopped(Event):
+    """The server is gone; the figures are those of its `DrainReport`."""
+
+    finished: int
+    cut: int
+    abandoned: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionOpened(Event):
+    """A connection was accepted (and its TLS handshake, if any, is done)."""
+
+    level: ClassVar[str] = "DEBUG"
+
+    id: int
+    peer: str
+    local: str
+    tls: str | None = None
+    """The TLS version, or None on plain connections."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionClosed(Event):
+    """A connection ended: exactly one per accepted connection, with its cause.
+
+    `cause` is one of `CAUSES`; `error` is the exception behind it where there is one; `unsent` counts
+    bytes that were written but never left.
+    """
+
+    level: ClassVar[str] = "DEBUG"
+
+    CAUSES: ClassVar[tuple[str, ...]] = (
+        "finished",  # the handler returned, or closed it
+        "peer closed",  # end of stream, nothing owed
+        "reset",  # the peer reset it, or vanished
+        "framing",  # bytes that are no message; too large; cut off in the middle
+        "handshake",  # TLS failed or took too long
+        "timeout",  # first_byte, idle, write, lifetime or min_rate
+        "slow receiver",  # broadcast(slow="close")
+        "evicted",  # overflow="evict-idle" needed its place
+        "handler failed",  # an exception in the handler
+        "aborted",  # abort() was called
+        "drained",  # the server drained and nothing was owed
+        "cut",  # the drain's deadline, or stop()
+        "error",  # any other error of the system
+    )
+
+    id: int
+    peer: str
+    local: str
+    cause: str
+    error: BaseException | None = None
+    received: int = 0
+    sent: int = 0
+    unsent: int = 0
+    messages: int = 0
+    duration: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionRejected(Event):
+    """A connection was accepted only to be turned away, because `limit` was reached."""
+
+    level: ClassVar[str] = "WARNING"
+
+    peer: str
+    local: str
+    limit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptFailed(Event):
+    """accept(2) failed; accepting goes on after `retry_in` seconds (0: at once)."""
+
+    level: ClassVar[str] = "WARNING"
+
+    local: str
+    error: BaseException
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerFailed(Event):
+    """An exception left a handler, a hook, or a function given to `every`; its connection ends."""
+
+    level: ClassVar[str] = "ERROR"
+
+    handler: str
+    peer: str | None
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerBlocked(Event):
+    """Something has kept the reactor from turning for `seconds`; `stack` is where it is now."""
+
+    level: ClassVar[str] = "WARNING"
+
+    handler: str
+    peer: str | None
+    seconds: float
+    stack: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatagramDropped(Event):
+    """A datagram was lost: truncated, malformed, or over a limit (`reason` says which)."""
+
+    level: ClassVar[str] = "WARNING"
+
+    peer: str
+    local: str
+    reason: str
+    size: int
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowReceiver(Event):
+    """`broadcast` met a connection that does not keep up; `action` is what was done: "drop" or "close"."""
+
+    level: ClassVar[str] = "WARNING"
+
+    id: int
+    peer: str
+    pending: int
+    action: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitNear(Event):
+    """A limit is at 80 % for the first time since it was last below."""
+
+    level: ClassVar[str] = "WARNING"
+
+    limit: str
+    value: int
+    maximum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsAdjusted(Event):
+    """At start, `limit` did not fit the system's own and was raised or clamped."""
+
+    level: ClassVar[str] = "WARNING"
+
+    limit: str
+    wanted: int
+    actual: int
+    reason: str

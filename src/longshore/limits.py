@@ -1,0 +1,177 @@
+"""Counting and deadlines: how many are in, and when somebody has taken too long.
+
+Pure: numbers and "now" go in, decisions come out.  No socket, no thread, no clock.  The reactor asks a
+`Watch` when to look again; the server asks a `Gate` whether one more may come in.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from longshore.errors import HandshakeTimeout, ReadTimeout, Timeout, WriteTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from longshore.config import Timeouts
+
+__all__ = ("Gate", "Watch", "overdue")
+
+#: A message is not judged by `min_rate` before it has had this long (seconds): a first packet says nothing of a rate.
+RATE_GRACE = 5.0
+
+
+class Gate:
+    """An exact count of at most `maximum` (None: unbounded)."""
+
+    __slots__ = ("_near", "_warned", "count", "maximum", "name")
+
+    def __init__(self, name: str, maximum: int | None, near: Callable[[str, int, int], None] | None = None) -> None:
+        self.name = name
+        self.maximum = maximum
+        self.count = 0
+        self._near = near
+        self._warned = False
+
+    @property
+    def full(self) -> bool:
+        """Whether nobody else may come in."""
+        return self.maximum is not None and self.count >= self.maximum
+
+    def enter(self) -> bool:
+        """Take one place; False if there is none."""
+        if self.full:
+            return False
+        self.count += 1
+        if not self._warned and self.maximum is not None and self.count >= 0.8 * self.maximum:
+            self._warned = True
+            if self._near is not None:
+                self._near(self.name, self.count, self.maximum)
+        return True
+
+    def leave(self) -> None:
+        """Give one place back."""
+        self.count -= 1
+        if self._warned and self.maximum is not None and self.count < 0.8 * self.maximum:
+            self._warned = False
+
+
+class Watch:
+    """The deadlines of one connection; every time is in seconds on the reactor's clock.
+
+    Bytes only ever move deadlines later, so whoever armed a timer for `deadline()` may leave it and ask again
+    when it fires; only `wait` and `output` can bring one nearer.
+    """
+
+    __slots__ = (
+        "closing_since",
+        "first",
+        "fresh",
+        "handshaking",
+        "last_byte",
+        "last_progress",
+        "opened",
+        "partial_bytes",
+        "partial_since",
+        "pending",
+        "ready",
+        "timeouts",
+        "waiting",
+    )
+
+    def __init__(self, timeouts: Timeouts, now: float) -> None:
+        self.timeouts = timeouts
+        self.opened = now
+        self.ready = now
+        self.handshaking = False
+        self.first = True
+        self.fresh = False
+        self.last_byte = now
+        self.last_progress = now
+        self.waiting = False
+        self.pending = False
+        self.partial_since: float | None = None
+        self.partial_bytes = 0
+        self.closing_since: float | None = None
+
+    def received(self, count: int, now: float) -> None:
+        """`count` bytes came."""
+        self.first = False
+        self.fresh = True
+        self.last_byte = now
+        if self.partial_since is None:
+            self.partial_since = now
+            self.partial_bytes = 0
+        self.partial_bytes += count
+
+    def wait(self, now: float) -> None:
+        """A handler waits for input from now on.
+
+        The time that it spent on what came before is its own, not the peer's silence, so the first wait after
+        input starts the idle clock anew.
+        """
+        self.waiting = True
+        if self.fresh:
+            self.fresh = False
+            self.last_byte = now
+
+    def whole(self) -> None:
+        """No message is partial any more."""
+        self.partial_since = None
+
+    def output(self, now: float) -> None:
+        """Output is pending from now on."""
+        if not self.pending:
+            self.pending = True
+            self.last_progress = now
+
+    def sent(self, now: float, *, left: bool) -> None:
+        """The kernel took bytes; `left` says whether output is still pending."""
+        self.last_byte = self.last_progress = now
+        self.pending = left
+
+    def deadline(self) -> tuple[float, str]:
+        """When the next timeout falls due, and its name in `Timeouts` ("" with infinity if none will)."""
+        limits = self.timeouts
+        found = math.inf
+        name = ""
+        if limits.lifetime is not None:
+            found, name = self.opened + limits.lifetime, "lifetime"
+        if self.handshaking:
+            if limits.handshake is not None and self.ready + limits.handshake < found:
+                found, name = self.ready + limits.handshake, "handshake"
+            return found, name
+        if self.pending and limits.write is not None and self.last_progress + limits.write < found:
+            found, name = self.last_progress + limits.write, "write"
+        if self.closing_since is not None:
+            if not self.pending and limits.linger is not None and self.closing_since + limits.linger < found:
+                found, name = self.closing_since + limits.linger, "linger"
+            return found, name
+        if self.waiting:
+            if self.first and limits.first_byte is not None and self.ready + limits.first_byte < found:
+                found, name = self.ready + limits.first_byte, "first_byte"
+            if limits.idle is not None and self.last_byte + limits.idle < found:
+                found, name = self.last_byte + limits.idle, "idle"
+            if limits.min_rate is not None and self.partial_since is not None:
+                due = self.partial_since + RATE_GRACE + self.partial_bytes / limits.min_rate
+                if due < found:
+                    found, name = due, "min_rate"
+        return found, name
+
+
+def overdue(name: str, timeouts: Timeouts, peer: str) -> Timeout:
+    """The error for the timeout called `name` in `Timeouts`, naming peer, setting and value."""
+    value = getattr(timeouts, name)
+    setting = f"Timeouts.{name}={value:g}"
+    if name == "handshake":
+        return HandshakeTimeout(f"{peer} did not finish the TLS handshake in time ({setting})")
+    if name == "write":
+        return WriteTimeout(f"{peer} took no byte in time ({setting})")
+    what = {
+        "first_byte": "sent nothing at all",
+        "idle": "was silent for too long",
+        "lifetime": "has been connected for too long",
+        "min_rate": "sends its message too slowly",
+    }[name]
+    return ReadTimeout(f"{peer} {what} ({setting})")

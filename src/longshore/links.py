@@ -1,0 +1,524 @@
+"""What a connection stands on: a stream of a reactor, or a blocking socket.
+
+A link is the part of a connection that can wait.  `Link` is the contract that `Connection` is written
+against; `StreamLink` fulfils it over a reactor's stream, and strategies add how they wait (a greenlet
+parks, a future is awaited, a thread sleeps); `SocketLink` fulfils it with blocking calls, for handlers that
+own a thread and for clients.  No link knows framings, handlers or servers.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from longshore.buffers import InputBuffer
+from longshore.errors import ClosedError, LimitExceeded, LongshoreError, ReadTimeout, WouldBlock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from socket import socket as Socket
+
+    from longshore.framing import Framing
+    from longshore.reactor.stream import Stream
+
+__all__ = ("Link", "SocketLink", "StreamLink")
+
+CHUNK = 65_536
+
+
+class Link(Protocol):
+    """What a blocking `Connection` needs."""
+
+    input: InputBuffer
+
+    @property
+    def pending(self) -> int:
+        """Bytes written that the kernel has not taken."""
+
+    @property
+    def socket(self) -> Socket:
+        """The socket, for its options and names."""
+
+    def wait_input(self, timeout: float | None) -> None:
+        """Return once more input came or the stream ended."""
+
+    def write(self, data: bytes, timeout: float | None = None) -> None:
+        """Send or queue `data`, waiting for room where the caller may wait."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be written any more."""
+
+    def try_write(self, data: bytes) -> bool:
+        """Send or queue `data` without waiting; False if the peer does not keep up."""
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return once the kernel has everything."""
+
+    def end_output(self) -> None:
+        """Send the end of our side."""
+
+    def end_input(self) -> None:
+        """Take no more from the peer."""
+
+    def close(self, cause: str = "finished", error: BaseException | None = None) -> None:
+        """End in order."""
+
+    def abort(self, cause: str = "aborted", error: BaseException | None = None) -> None:
+        """End with a reset."""
+
+    def detach(self) -> tuple[Socket, bytes]:
+        """Give the socket away."""
+
+    def start_tls(self, context: Any, *, server_side: bool, hostname: str | None, timeout: float | None) -> None:
+        """Speak TLS from here on."""
+
+    @property
+    def tls_object(self) -> Any:
+        """The `ssl` object, or None."""
+
+
+class StreamLink:
+    """A link over a reactor's stream: the stream's sink, and its gate for other threads.
+
+    On the reactor's thread nothing may wait here, so what would raises `WouldBlock` or `LimitExceeded`;
+    strategies whose handlers can wait override `_pause`.
+    """
+
+    def __init__(self, on_closed: Callable[[str, BaseException | None], object] | None = None) -> None:
+        self.stream: Stream = None  # type: ignore[assignment]  # set by attach, before anybody else sees the link
+        self._on_closed = on_closed
+        self._sleepers: list[threading.Event] = []
+        self._posted = 0
+        self._open = False
+
+    def attach(self, stream: Stream) -> None:
+        """Stand on `stream`."""
+        self.stream = stream
+
+    # -- the stream's sink -----------------------------------------------------------------------------
+
+    def opened(self) -> None:
+        """The stream is ready."""
+        self._open = True
+        self._wake()
+
+    def arrived(self) -> None:
+        """Input came or ended."""
+        self._wake()
+
+    def drained(self) -> None:
+        """There is room again."""
+        self._wake()
+
+    def idled(self) -> None:
+        """Nothing moved for `Timeouts.idle`."""
+
+    def closed(self, cause: str, error: BaseException | None) -> None:
+        """The stream is gone."""
+        self._wake()
+        if self._on_closed is not None:
+            self._on_closed(cause, error)
+
+    def _wake(self) -> None:
+        for sleeper in self._sleepers:
+            sleeper.set()
+
+    # -- waiting ---------------------------------------------------------------------------------------
+
+    def _pause(self, timeout: float | None, what: str) -> None:
+        """Wait for the next call of the sink; on a thread of its own, sleep."""
+        if self.stream.reactor.on_thread:
+            raise WouldBlock(
+                f"{what} on the connection to {self.stream.peer} would block the reactor",
+                hint='Use strategy="green", "threads" or "async" for handlers that wait.',
+            )
+        sleeper = threading.Event()
+        self._sleepers.append(sleeper)
+        try:
+            # What happened between the caller's look and this line has found no sleeper: look again in time.
+            self.stream.reactor.post(sleeper.set)
+            sleeper.wait()
+            sleeper.clear()
+            if not sleeper.wait(timeout):
+                raise ReadTimeout(f"{what} on the connection to {self.stream.peer}: nothing in {timeout:g} s")
+        finally:
+            self._sleepers.remove(sleeper)
+
+    def wait_input(self, timeout: float | None) -> None:
+        """Return once more input came or the stream ended.
+
+        Raises:
+            ReadTimeout: a deadline passed.
+            ClosedError: the connection was closed on our side.
+            WouldBlock: on the reactor itself.
+        """
+        stream = self.stream
+        if stream.state in ("closing", "closed"):
+            raise stream.failure()
+        stream.want_input(True)
+        try:
+            self._pause(timeout, "waiting for input")
+        finally:
+            stream.want_input(False)
+        if stream.state in ("closing", "closed") and not stream.input.size:
+            raise stream.failure()
+
+    @property
+    def input(self) -> InputBuffer:
+        """What came and is not consumed."""
+        return self.stream.input
+
+    @property
+    def pending(self) -> int:
+        """Bytes written that the kernel has not taken."""
+        return self.stream.pending + self._posted
+
+    @property
+    def socket(self) -> Socket:
+        """The socket, for its options and names; reading it would lose what is buffered."""
+        return self.stream.socket
+
+    @property
+    def tls_object(self) -> Any:
+        """The `ssl` object, or None."""
+        return None if self.stream.tls is None else self.stream.tls.object
+
+    # -- output ----------------------------------------------------------------------------------------
+
+    def write(self, data: bytes, timeout: float | None = None) -> None:
+        """Queue `data`; then wait until no more than `max_pending_bytes` are pending.
+
+        Raises:
+            LimitExceeded: the limit was exceeded before, and this caller cannot wait.
+            LongshoreError, OSError: the connection has ended.
+        """
+        stream = self.stream
+        limit = stream.limits.max_pending_bytes
+        if self.pending > limit:
+            self._wait_room(timeout, limit)
+        if stream.reactor.on_thread:
+            stream.write(data)
+        else:
+            self._post_write(data)
+        if self.pending > limit and self._may_wait():
+            self._wait_room(timeout, limit)
+
+    def _may_wait(self) -> bool:
+        return not self.stream.reactor.on_thread
+
+    def _wait_room(self, timeout: float | None, limit: int) -> None:
+        stream = self.stream
+        if not self._may_wait():
+            raise LimitExceeded(
+                f"{stream.peer} has left {self.pending} bytes untaken (Limits.max_pending_bytes={limit})",
+                hint="Send less to it, or use a strategy whose handlers can wait.",
+            )
+        while self.pending > limit // 2 and stream.state == "open":
+            self._pause(timeout, "waiting for room")
+        if stream.state != "open":
+            raise stream.failure()
+
+    def _post_write(self, data: bytes) -> None:
+        if self.stream.state != "open":
+            raise self.stream.failure()
+        self._posted += len(data)
+        self.stream.reactor.post(self._write_posted, data)
+
+    def _write_posted(self, data: bytes) -> None:
+        self._posted -= len(data)
+        try:
+            self.stream.write(data)
+        except (LongshoreError, OSError):
+            # The connection ended between the call and now; its closing event says so, with the unsent bytes.
+            return
+        self._wake()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self.stream.state != "open"
+
+    def try_write(self, data: bytes) -> bool:
+        """Queue `data` unless the limit is exceeded already."""
+        stream = self.stream
+        if stream.state != "open" or self.pending > stream.limits.max_pending_bytes:
+            return False
+        if stream.reactor.on_thread:
+            try:
+                stream.write(data)
+            except (LongshoreError, OSError):
+                return False
+        else:
+            self._post_write(data)
+        return True
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Send what was put off, and where the caller may wait, wait until the kernel has it."""
+        stream = self.stream
+        if stream.reactor.on_thread:
+            stream.flush()
+        if self._may_wait():
+            while self.pending and stream.state == "open":
+                self._pause(timeout, "flushing")
+        if stream.state == "closed" and stream.error is not None:
+            raise stream.error
+
+    # -- verbs that any thread may call ----------------------------------------------------------------
+
+    def _on_reactor(self, function: Callable[..., object], *args: Any) -> None:
+        if self.stream.reactor.on_thread:
+            function(*args)
+        else:
+            self.stream.reactor.post(function, *args)
+
+    def end_output(self) -> None:
+        """Send the end of our side, after what is pending."""
+        self._on_reactor(self.stream.shutdown_output)
+
+    def end_input(self) -> None:
+        """Take no more from the peer."""
+        self._on_reactor(self.stream.end_input)
+
+    def close(self, cause: str = "finished", error: BaseException | None = None) -> None:
+        """End in order: flush, end our side, linger."""
+        self._on_reactor(self._close, cause, error)
+
+    def _close(self, cause: str, error: BaseException | None) -> None:
+        self.stream.close(cause, error)
+        self.input.discard()
+        self._wake()
+
+    def abort(self, cause: str = "aborted", error: BaseException | None = None) -> None:
+        """End with a reset."""
+        self._on_reactor(self.stream.abort, cause, error)
+
+    def detach(self) -> tuple[Socket, bytes]:
+        """Give the socket away, in blocking mode, with the bytes read and not consumed."""
+        if not self.stream.reactor.on_thread:
+            raise WouldBlock("detach() works on the connection's own thread only")
+        sock, unread = self.stream.detach()
+        sock.setblocking(True)
+        return sock, unread
+
+    def start_tls(self, context: Any, *, server_side: bool, hostname: str | None, timeout: float | None) -> None:
+        """Speak TLS from the next byte on, and wait for the handshake where the caller may wait."""
+        from longshore.tls import Session
+
+        self._open = False
+        self._on_reactor(self.stream.start_tls, Session(context, server_side=server_side, hostname=hostname))
+        while self._may_wait() and not self._open and self.stream.state == "opening":
+            self._pause(timeout, "the TLS handshake")
+        if self.stream.state in ("closing", "closed"):
+            raise self.stream.failure()
+
+
+class SocketLink:
+    """A link over a socket in blocking mode: the calling thread waits in the kernel.
+
+    Whoever enforces deadlines does so through the socket (see `sockets.Guarded`); a client's deadline is
+    the socket's own timeout.
+    """
+
+    def __init__(self, sock: socket.socket, peer: str, framing: Framing | None, *, max_pending: int = 1 << 20) -> None:
+        self._socket = sock
+        self._peer = peer
+        self._max_pending = max_pending
+        self._writing = threading.RLock()
+        self._unsent = bytearray()
+        self._closed: BaseException | None = None
+        self.input = InputBuffer(peer, framing)
+        self.cause: tuple[str, BaseException | None] | None = None
+        #: Who is asked to send the rest of an output that nobody may wait for; None: nobody.
+        self.finish_later: Callable[[SocketLink], object] | None = None
+
+    @property
+    def socket(self) -> Socket:
+        """The socket."""
+        return self._socket
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were queued by `try_write` and that the kernel has not taken."""
+        return len(self._unsent)
+
+    @property
+    def tls_object(self) -> Any:
+        """The `ssl` socket, or None."""
+        return self._socket if hasattr(self._socket, "selected_alpn_protocol") else None
+
+    def _check(self) -> None:
+        if self._closed is not None:
+            raise self._closed
+
+    def wait_input(self, timeout: float | None) -> None:
+        """Read once from the kernel."""
+        self._check()
+        self._be_patient(timeout)
+        guard = getattr(self._socket, "guard", None)
+        if guard is not None and not self.input.unread:
+            guard.watch.whole()
+        try:
+            data = self._socket.recv(CHUNK)
+        except TimeoutError as error:
+            if isinstance(error, LongshoreError):
+                raise
+            raise ReadTimeout(f"{self._peer} sent nothing in {timeout:g} s") from None
+        if data:
+            self.input.feed(data)
+        else:
+            self._check()
+            self.input.end()
+
+    def _be_patient(self, timeout: float | None) -> None:
+        # Setting a timeout is a system call, and it is nearly always the one that is set.
+        if self._socket.gettimeout() != timeout:
+            self._socket.settimeout(timeout)
+
+    def write(self, data: bytes, timeout: float | None = None) -> None:
+        """Send all of it."""
+        from longshore.errors import WriteTimeout
+
+        self._check()
+        with self._writing:
+            self._be_patient(timeout)
+            try:
+                if self._unsent:
+                    data = bytes(self._unsent) + data
+                    self._unsent.clear()
+                self._socket.sendall(data)
+            except TimeoutError as error:
+                if isinstance(error, LongshoreError):
+                    raise
+                raise WriteTimeout(f"{self._peer} took nothing in {timeout:g} s") from None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._closed is not None
+
+    def try_write(self, data: bytes) -> bool:
+        """Send what goes at once; the rest is queued, within `max_pending_bytes`."""
+        if self._closed is not None or not self._writing.acquire(blocking=False):
+            # Somebody is in the middle of a write that waits: the peer does not keep up.
+            return False
+        try:
+            if len(self._unsent) > self._max_pending or (self._unsent and self.finish_later is None):
+                return False
+            self._unsent += data
+            self.send_unsent()
+            if self._unsent and self.finish_later is not None:
+                self.finish_later(self)
+            return True
+        except OSError:
+            return False
+        finally:
+            self._writing.release()
+
+    def send_unsent(self) -> bool:
+        """Send what was queued as far as the kernel takes it now; True once nothing is left."""
+        if not self._writing.acquire(blocking=False):
+            # Whoever writes has taken what was queued, and sends it first.
+            return True
+        try:
+            while self._unsent:
+                del self._unsent[: self._send_now(bytes(self._unsent))]
+            return True
+        except (BlockingIOError, InterruptedError):
+            return False
+        finally:
+            self._writing.release()
+
+    def take_unsent(self) -> bytes:
+        """What was queued and is not sent, for whoever takes the socket over."""
+        unsent = bytes(self._unsent)
+        self._unsent.clear()
+        return unsent
+
+    def _send_now(self, data: bytes) -> int:
+        send_now = getattr(self._socket, "send_now", None)
+        if send_now is not None:
+            return int(send_now(data))
+        return self._socket.send(data, socket.MSG_DONTWAIT)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Send what was queued."""
+        if self._unsent:
+            self.write(b"", timeout)
+
+    def end_output(self) -> None:
+        """Send the end of our side, after what is queued."""
+        self.flush()
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def end_input(self) -> None:
+        """Take no more from the peer."""
+        self._socket.shutdown(socket.SHUT_RD)
+
+    def close(self, cause: str = "finished", error: BaseException | None = None) -> None:
+        """End our side; a thread that waits on the socket is woken."""
+        if self._closed is None:
+            self._closed = error or ClosedError(f"the connection to {self._peer} is closed")
+            self.cause = (cause, error)
+            self.input.discard()
+            self._wake_and_close()
+
+    def _wake_and_close(self) -> None:
+        guard = getattr(self._socket, "guard", None)
+        if guard is None:
+            self._socket.close()
+        elif self._closed is not None:
+            # The descriptor stays open until the handler has returned, so that the peer reads what was sent.
+            self.send_unsent_quietly()
+            guard.end(self._closed, self.cause[0] if self.cause else "finished")
+
+    def send_unsent_quietly(self) -> None:
+        """As `send_unsent`, where an error would tell nobody anything new."""
+        try:
+            self.send_unsent()
+        except OSError:
+            pass
+
+    def abort(self, cause: str = "aborted", error: BaseException | None = None) -> None:
+        """End with a reset."""
+        if self._closed is None:
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            except OSError:
+                # Not a socket that resets; then it just closes.
+                pass
+            self.close(cause, error)
+
+    def detach(self) -> tuple[Socket, bytes]:
+        """Give the socket away with the bytes that were read and not consumed."""
+        self._check()
+        sock = self._socket
+        guard = getattr(sock, "guard", None)
+        if guard is not None:
+            if self.tls_object is not None:
+                raise LongshoreError("a TLS connection cannot be detached: its keys stay with this object")
+            self.flush()
+            released = guard.release()
+            if released is None:
+                raise ClosedError(f"the connection to {self._peer} is closed")
+            sock = released
+            sock.setblocking(True)
+        self._closed = ClosedError(f"the connection to {self._peer} was detached")
+        return sock, self.input.take_all()
+
+    def start_tls(self, context: Any, *, server_side: bool, hostname: str | None, timeout: float | None) -> None:
+        """Speak TLS from here on; nothing may have been read beyond this point."""
+        if self.input.unread:
+            raise LongshoreError(f"{self._peer} sent plain text after it was to start TLS")
+        self._socket.settimeout(timeout)
+        guard = getattr(self._socket, "guard", None)
+        if guard is not None and server_side:
+            from longshore.sockets import upgrade
+
+            self._socket = upgrade(self._socket, guard, context)
+            self._socket.settimeout(timeout)
+            self._socket.do_handshake()  # type: ignore[attr-defined]
+            return
+        self._socket = context.wrap_socket(self._socket, server_side=server_side, server_hostname=hostname)

@@ -1,0 +1,237 @@
+"""The portable reactor: pure Python on `selectors`.
+
+The readable specification of what a reactor does: it turns, and in each turn it takes what the kernel
+has, what is due, what other threads posted and what earlier turns left over, in this order.
+
+Facts, and what follows from them:
+
+* A level-triggered selector reports what is left again and again.  So nothing needs to be read to the
+  end, and each source takes a bounded bite per turn: floods starve nobody.
+* Bytes that we have read already, and messages cut from them, are unknown to the kernel.  So whoever stops
+  with work left says `again`, and the next turn does not sleep.
+* Another thread cannot interrupt a sleeping selector.  So `post` writes one byte to a socket pair, once
+  until it is read: `deque.append` and `send` are both safe in a signal handler.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from longshore.reactor.acceptor import Acceptor
+from longshore.reactor.clock import Clock, Timer, Timers
+from longshore.reactor.datagrams import Datagrams
+from longshore.reactor.stream import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("PortableReactor",)
+
+
+class PortableReactor:
+    """A reactor on the best selector that the system has."""
+
+    name = "portable"
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
+        self.now: Callable[[], float] = self.clock.now
+        self._selector = selectors.DefaultSelector()
+        self._timers = Timers()
+        self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._again: deque[Callable[[], object]] = deque()
+        self._dirty: list[Stream] = []
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._woken = False
+        self._stopping = False
+        self._closed = False
+        self._turning = False
+        self.thread: int | None = None
+        #: Called when output was put off outside of a turn; an embedding loop sets it to call `flush` soon.
+        self.flush_soon: Callable[[], object] | None = None
+        #: What is being called right now, and since when: read by the watchdog from another thread.
+        self.busy_since: float | None = None
+        #: Whose handler is being called; likewise for the watchdog.
+        self.current: Any = None
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, self._on_wake)
+        self.clock.attach(self.wake)
+
+    # -- turning ---------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Turn until `stop`; exceptions that leave a callback leave this too."""
+        self.thread = threading.get_ident()
+        while not self._stopping:
+            self._turn(self._sleep())
+
+    def run_ready(self) -> float | None:
+        """Do what can be done without waiting, for a loop that watches `fileno()`.
+
+        Returns:
+            Seconds until it must be called again even if the descriptor stays silent; None: never.
+        """
+        self.thread = threading.get_ident()
+        self._turn(0)
+        return None if self._stopping else self._sleep()
+
+    def stop(self) -> None:
+        """End `run` after this turn; from any thread."""
+        self._stopping = True
+        self.wake()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when there is something to do."""
+        return self._selector.fileno()
+
+    def _sleep(self) -> float | None:
+        if self._again or self._posted:
+            return 0
+        due = self._timers.next()
+        return None if due is None else self.clock.wait_for(due)
+
+    def _turn(self, timeout: float | None) -> None:
+        self.busy_since = None
+        ready = self._selector.select(timeout)
+        self.busy_since = time.monotonic()
+        self._turning = True
+        try:
+            for key, events in ready:
+                # An earlier callback of this turn may have closed this one, or changed what it waits for.
+                present = self._selector.get_map().get(key.fd)
+                if present is not None and present.fileobj is key.fileobj and events & present.events:
+                    present.data(events & present.events)
+                    if self._dirty:
+                        self.flush()
+            for timer in self._timers.due(self.now()):
+                callback = timer.callback
+                if callback is not None:
+                    callback(*timer.args)
+            for _ in range(len(self._posted)):
+                posted, args = self._posted.popleft()
+                posted(*args)
+            for _ in range(len(self._again)):
+                self._again.popleft()()
+                if self._dirty:
+                    self.flush()
+        finally:
+            self._turning = False
+            self.flush()
+            self.busy_since = None
+            self.current = None
+
+    def flush(self) -> None:
+        """Send what was put off for the sake of coalescing."""
+        while self._dirty:
+            dirty, self._dirty = self._dirty, []
+            for stream in dirty:
+                stream.flush()
+
+    def put_off(self, stream: Stream) -> None:
+        """Flush `stream` once the present callback is over."""
+        self._dirty.append(stream)
+        if not self._turning and self.flush_soon is not None and len(self._dirty) == 1:
+            self.flush_soon()
+
+    # -- from other threads, and signal handlers ------------------------------------------------------
+
+    def post(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call it on the reactor's thread, soon; from any thread, also from a signal handler."""
+        self._posted.append((callback, args))
+        self.wake()
+
+    def wake(self) -> None:
+        """End the selector's sleep."""
+        if self._woken:
+            return
+        self._woken = True
+        try:
+            self._wake_writer.send(b"\0")
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            if not self._closed:
+                raise
+
+    def _on_wake(self, _events: int) -> None:
+        try:
+            self._wake_reader.recv(4096)
+        except BlockingIOError:
+            pass
+        # After reading, not before: a byte sent in between would be eaten, and nobody would send another.  Whoever
+        # finds this still set has posted already, and this very turn calls what was posted.
+        self._woken = False
+
+    @property
+    def on_thread(self) -> bool:
+        """Whether the caller is on the thread that turns this reactor."""
+        return self.thread == threading.get_ident()
+
+    # -- time ------------------------------------------------------------------------------------------
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call it at `when` on the reactor's clock."""
+        timer = self._timers.add(when, callback, *args)
+        if not self._turning:
+            self.wake()
+        return timer
+
+    def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call it in `seconds`."""
+        return self.call_at(self.now() + seconds, callback, *args)
+
+    def again(self, callback: Callable[[], object]) -> None:
+        """Call it in the next turn, after everybody else had theirs."""
+        self._again.append(callback)
+        if not self._turning:
+            self.wake()
+
+    # -- sources ---------------------------------------------------------------------------------------
+
+    def watch(self, sock: socket.socket, events: int, callback: Callable[[int], object]) -> None:
+        """Call `callback(events)` while `sock` is ready for `events` (of `selectors`); 0 watches no more."""
+        known = self._selector.get_map().get(sock)
+        if not events:
+            if known is not None:
+                self._selector.unregister(sock)
+        elif known is None:
+            self._selector.register(sock, events, callback)
+        else:
+            self._selector.modify(sock, events, callback)
+
+    def accept(self, listener: socket.socket, owner: Any) -> Acceptor:
+        """Accept on `listener` for `owner`; see `Acceptor`."""
+        return Acceptor(self, listener, owner)
+
+    def stream(self, sock: socket.socket, peer: str, **options: Any) -> Stream:
+        """Own `sock` as a stream; see `Stream`."""
+        return Stream(self, sock, peer, **options)
+
+    def datagrams(self, sock: socket.socket, receive: Any) -> Datagrams:
+        """Own `sock` as datagrams; see `Datagrams`."""
+        return Datagrams(self, sock, receive)
+
+    def close(self) -> None:
+        """Give everything back; what was posted and not yet called is forgotten."""
+        if self._closed:
+            return
+        self._closed = True
+        self.clock.detach(self.wake)
+        self._selector.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+        self._timers.clear()
+        self._posted.clear()
+        self._again.clear()
+        self._dirty.clear()

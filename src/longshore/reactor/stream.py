@@ -1,0 +1,497 @@
+"""One stream connection on the portable reactor: buffers both ways, TLS in between, deadlines, the end.
+
+The only place where a non-blocking stream socket is read and written.  Reading goes ahead of whoever
+consumes by a bounded amount only, and stops altogether while the peer leaves more than
+`max_pending_bytes` of our output untaken: this is the backpressure on peers that pipeline.
+
+Facts, and what follows from them:
+
+* close(2) with unread input makes the kernel send a reset, which destroys output that the peer has not
+  read yet.  So a stream ends in steps: flush, shutdown(SHUT_WR), read and drop, close.
+* A peer's half-close says nothing about what it still reads.  So it only ends the input.
+* Bytes move deadlines later, never earlier.  So one timer per stream is enough: when it fires, it asks
+  the `Watch` again.
+"""
+
+from __future__ import annotations
+
+import math
+import selectors
+import socket
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from longshore.buffers import InputBuffer, PacketBuffer
+from longshore.errors import ClosedError, LongshoreError
+from longshore.lifecycle import CONNECTION, Machine
+from longshore.limits import Watch, overdue
+from longshore.tls import Session, TLSError
+
+if TYPE_CHECKING:
+    from longshore.config import Limits, Timeouts
+    from longshore.framing import Framing
+    from longshore.reactor import Sink
+    from longshore.reactor.clock import Timer
+    from longshore.reactor.portable import PortableReactor
+
+__all__ = ("Stream",)
+
+#: Bytes asked of the kernel at once, and read ahead of whoever consumes them.
+CHUNK = 65_536
+#: Put-off output is sent once there is this much of it.
+COALESCE = 65_536
+#: Bytes that are read and dropped for a peer that goes on sending after we closed.
+LINGER_BYTES = 1 << 20
+
+
+class Stream:
+    """A stream socket owned by a reactor; every method belongs to the reactor's thread."""
+
+    def __init__(
+        self,
+        reactor: PortableReactor,
+        sock: socket.socket,
+        peer: str,
+        *,
+        sink: Sink,
+        limits: Limits,
+        timeouts: Timeouts,
+        framing: Framing | None = None,
+        tls: Session | None = None,
+        packets: bool = False,
+    ) -> None:
+        self.reactor = reactor
+        self.socket = sock
+        self.peer = peer
+        self.sink = sink
+        self.limits = limits
+        self.input = PacketBuffer(peer, framing) if packets else InputBuffer(peer, framing)
+        self.watch = Watch(timeouts, reactor.now())
+        self.tls = tls
+        self.error: BaseException | None = None
+        self.received = 0
+        self.sent = 0
+        #: Whether anything came since our last write: then the peer is owed an answer.
+        self.owing = False
+        #: Whether writes may wait for the end of the callback that makes them.
+        self.coalescing = False
+        self._machine = Machine(CONNECTION)
+        self._plain = bytearray()
+        self._wire = bytearray()
+        #: The lengths of what is in `_wire`, where each write is a packet of its own (SOCK_SEQPACKET).
+        self._packets: deque[int] | None = deque() if packets else None
+        self._deferred = False
+        self._events = 0
+        self._hungry = False
+        self._write_ended = False
+        self._dropped = 0
+        self._cause = "finished"
+        self._timer: Timer | None = None
+        self._armed = math.inf
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin: with the TLS handshake if there is a session, else ready at once."""
+        if self.tls is not None:
+            self._begin_handshake()
+        else:
+            self._machine.to("open")
+            self.sink.opened()
+        self._update()
+
+    def start_tls(self, session: Session) -> None:
+        """Speak TLS from the next byte on; `sink.opened` tells when the handshake is done.
+
+        What is buffered was sent after the peer asked for TLS, so it can only belong to the handshake: it is
+        given to it, and plaintext that somebody slipped in makes it fail.
+        """
+        self._machine.to("opening")
+        self.tls = session
+        early = self.input.take_all()
+        if early:
+            session.feed(early)
+        self._begin_handshake()
+        if early:
+            self._handshake()
+        self._update()
+
+    @property
+    def state(self) -> str:
+        """One of `lifecycle.CONNECTION`."""
+        return self._machine.state
+
+    @property
+    def pending(self) -> int:
+        """Bytes written that the kernel has not taken."""
+        return len(self._plain) + len(self._wire)
+
+    def failure(self) -> BaseException:
+        """The error for whoever uses a stream that has ended."""
+        return self.error or ClosedError(f"the connection to {self.peer} is closed")
+
+    # -- input -----------------------------------------------------------------------------------------
+
+    def want_input(self, hungry: bool) -> None:
+        """Say whether a handler waits for input: it is what `idle` counts, and it always reads on."""
+        if hungry is self._hungry:
+            return
+        self._hungry = hungry
+        if hungry:
+            self.watch.wait(self.reactor.now())
+            if not self.input.unread:
+                self.watch.whole()
+        else:
+            self.watch.waiting = False
+        self._update()
+
+    def end_input(self) -> None:
+        """Read no more: the handler sees the end of the stream."""
+        self.input.end()
+        self._update()
+
+    def _read(self) -> None:
+        try:
+            data = self.socket.recv(CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.fail("reset" if isinstance(error, ConnectionError) else "error", error)
+            return
+        if self.state == "closing":
+            self._drop(data)
+            return
+        if data:
+            self.received += len(data)
+            self.watch.received(len(data), self.reactor.now())
+        if self.tls is None:
+            self._deliver(data, ended=not data)
+        else:
+            self._read_tls(data)
+
+    def _read_tls(self, data: bytes) -> None:
+        session = self.tls
+        assert session is not None
+        # The end of the stream is not fed: OpenSSL takes one without close_notify for an attack and refuses to send
+        # from then on, but a peer that half-closed is still owed its replies.
+        if data:
+            session.feed(data)
+        if not session.ready:
+            self._handshake()
+            if not session.ready:
+                if not data and self.state == "opening":
+                    self.fail("handshake", TLSError(f"{self.peer} closed the connection in the TLS handshake"))
+                return
+        try:
+            plain, ended = session.decrypt()
+        except TLSError as error:
+            self._send_wire()
+            self.fail("error", error)
+            return
+        self._take_outgoing()
+        if plain or ended or not data:
+            self._deliver(plain, ended=ended or not data)
+
+    def _deliver(self, data: bytes, *, ended: bool) -> None:
+        if self.input.ended:
+            return
+        if data:
+            self.owing = True
+            self.input.feed(data)
+        if ended:
+            self.input.end()
+        self._update()
+        self.sink.arrived()
+
+    def _drop(self, data: bytes) -> None:
+        self._dropped += len(data)
+        if not data or self._dropped > LINGER_BYTES:
+            self._finish()
+
+    # -- output ----------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Queue `data`, and send what can be sent unless it may be coalesced with what follows.
+
+        Raises:
+            ClosedError: the stream was closed on our side.
+            LongshoreError, OSError: what ended the stream before.
+        """
+        if self.state != "open" or self._write_ended:
+            raise self.failure() if self.state != "open" else ClosedError(f"output to {self.peer} was shut down")
+        if not data:
+            return
+        self.owing = False
+        (self._wire if self.tls is None else self._plain).extend(data)
+        if self._packets is not None:
+            self._packets.append(len(data))
+        if self.coalescing and self.pending < COALESCE and self.input.unread:
+            if not self._deferred:
+                self._deferred = True
+                self.reactor.put_off(self)
+            return
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the kernel takes now."""
+        self._deferred = False
+        if self.state == "closed":
+            return
+        if self._plain and self.tls is not None and self.tls.ready:
+            try:
+                self.tls.encrypt(bytes(self._plain))
+            except TLSError as error:
+                self.fail("error", error)
+                return
+            self._plain.clear()
+            self._take_outgoing()
+        self._send_wire()
+
+    def shutdown_output(self) -> None:
+        """Send the end of our side after what is pending; the peer may go on sending."""
+        if self._write_ended or self.state == "closed":
+            return
+        self._write_ended = True
+        self.flush()
+
+    def _take_outgoing(self) -> None:
+        if self.tls is not None:
+            self._wire += self.tls.outgoing()
+
+    def _send_wire(self) -> None:
+        if self.state == "closed":
+            return
+        wire = self._wire
+        if wire:
+            before = self.pending
+            try:
+                with memoryview(wire) as view:
+                    count = self._send_packets(view) if self._packets is not None else self.socket.send(view)
+            except (BlockingIOError, InterruptedError):
+                count = 0
+            except OSError as error:
+                self.fail("reset" if isinstance(error, ConnectionError) else "error", error)
+                return
+            now = self.reactor.now()
+            if count:
+                del wire[:count]
+                self.sent += count
+                self.watch.sent(now, left=bool(wire))
+            if wire:
+                self.watch.output(now)
+                self._arm()
+            if before > self.limits.max_pending_bytes // 2 >= self.pending or (before and not self.pending):
+                self._update()
+                self._output_sent()
+                self.sink.drained()
+                return
+        self._update()
+        self._output_sent()
+
+    def _send_packets(self, view: memoryview) -> int:
+        """Send what the kernel takes, one write at a time; it takes a packet whole or not at all."""
+        packets = self._packets
+        assert packets is not None
+        done = 0
+        try:
+            while packets:
+                done += self.socket.send(view[done : done + packets[0]])
+                packets.popleft()
+        except (BlockingIOError, InterruptedError):
+            pass
+        return done
+
+    def _output_sent(self) -> None:
+        """Go on with what waits for the last byte to leave: our end of the stream, then the linger."""
+        if self.pending or not self._write_ended or self.state == "closed":
+            return
+        if self.tls is not None and self.tls.ready:
+            self.tls.end()
+            self._take_outgoing()
+            self.tls = None
+            if self._wire:
+                self._send_wire()
+                return
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            # The peer is gone already, and then there is nobody to tell.
+            if self.state == "closing":
+                self._finish()
+                return
+        if self.state == "closing" and self.input.ended:
+            self._finish()
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def close(self, cause: str = "finished", error: BaseException | None = None, *, linger: bool = True) -> None:
+        """Flush, end our side, let the peer read it, close.
+
+        Without `linger`, for a peer that has sent nothing unanswered, the last steps are one.
+        """
+        if self.state in ("closing", "closed"):
+            return
+        self._cause = cause
+        self.error = self.error or error
+        if self.state == "opening":
+            self._finish()
+            return
+        self._machine.to("closing")
+        self.watch.closing_since = self.reactor.now()
+        self._write_ended = True
+        if not linger and not self.pending:
+            self._finish()
+            return
+        self._arm()
+        self.flush()
+        self._update()
+
+    def abort(self, cause: str = "aborted", error: BaseException | None = None) -> None:
+        """Reset the connection: the peer gets an RST, and what is pending is lost."""
+        if self.state == "closed":
+            return
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            # Sockets without it (AF_UNIX on some systems) just close.
+            pass
+        self.fail(cause, error)
+
+    def fail(self, cause: str, error: BaseException | None) -> None:
+        """End at once; waiters and later calls get `error`."""
+        if self.state == "closed":
+            return
+        if self.state != "closing":
+            self._cause = cause
+            self.error = self.error or error
+        self._finish()
+
+    def detach(self) -> tuple[socket.socket, bytes]:
+        """Give the socket away, with the bytes that were read and not consumed.
+
+        Raises:
+            ClosedError: the stream is closed.
+            LongshoreError: TLS is spoken, whose state cannot go with a socket.
+        """
+        if self.state != "open":
+            raise ClosedError(f"the connection to {self.peer} is closed")
+        if self.tls is not None:
+            raise LongshoreError("a TLS connection cannot be detached: its keys stay with this object")
+        self.flush()
+        unread = self.input.take_all()
+        self._release()
+        self.sink.closed("finished", None)
+        return self.socket, unread
+
+    def _release(self) -> None:
+        self._machine.to("closed")
+        if self._events:
+            self.reactor.watch(self.socket, 0, self._on_ready)
+            self._events = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _finish(self) -> None:
+        self._release()
+        self.input.end()
+        self.socket.close()
+        self.sink.closed(self._cause, self.error)
+
+    # -- TLS handshake -----------------------------------------------------------------------------------
+
+    def _begin_handshake(self) -> None:
+        self.watch.handshaking = True
+        self.watch.ready = self.reactor.now()
+        self._arm()
+        self._handshake()
+
+    def _handshake(self) -> None:
+        session = self.tls
+        assert session is not None
+        try:
+            done = session.handshake()
+        except TLSError as error:
+            # The alert that explains the refusal is in the outgoing buffer.
+            self._take_outgoing()
+            self._send_wire()
+            self.fail("handshake", type(error)(f"{self.peer}: {error}"))
+            return
+        self._take_outgoing()
+        self._send_wire()
+        if done and self.state == "opening":
+            now = self.reactor.now()
+            self.watch.handshaking = False
+            self.watch.ready = self.watch.last_byte = now
+            self.watch.first = True
+            self.watch.whole()
+            self._machine.to("open")
+            self.sink.opened()
+
+    # -- the reactor's side --------------------------------------------------------------------------------
+
+    def _on_ready(self, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            self.flush()
+        if events & selectors.EVENT_READ and self._events & selectors.EVENT_READ:
+            self._read()
+
+    def _update(self) -> None:
+        """Watch the socket for just what can be done now."""
+        state = self.state
+        if state == "closed":
+            return
+        events = 0
+        if (
+            state == "opening"
+            or (state == "closing" and not self.input.ended)
+            or (
+                not self.input.ended
+                and (self._hungry or self.input.size < min(CHUNK, self.limits.max_pending_bytes))
+                and self.pending <= self.limits.max_pending_bytes
+            )
+        ):
+            events = selectors.EVENT_READ
+        if self._wire and not self._deferred:
+            events |= selectors.EVENT_WRITE
+        if events != self._events:
+            self.reactor.watch(self.socket, events, self._on_ready)
+            self._events = events
+        if self._hungry or self._wire or state != "open":
+            self._arm()
+
+    def _arm(self) -> None:
+        when, _ = self.watch.deadline()
+        if when >= self._armed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed = when
+        self._timer = self.reactor.call_at(when, self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        self._timer = None
+        self._armed = math.inf
+        if self.state == "closed":
+            return
+        when, name = self.watch.deadline()
+        if when > self.reactor.now():
+            self._arm()
+            return
+        if name == "linger" or self.state == "closing":
+            self._finish()
+            return
+        if name == "idle":
+            self.sink.idled()
+            if self.state != "open" or self.watch.deadline()[0] > self.reactor.now() or self.pending:
+                self._arm()
+                return
+        error: Any = overdue(name, self.watch.timeouts, self.peer)
+        if name == "handshake":
+            self.fail("handshake", error)
+        elif name == "write":
+            self.abort("timeout", error)
+        else:
+            self.close("timeout", error)
+            self.sink.arrived()

@@ -1,0 +1,653 @@
+"""The server: addresses, limits and a lifecycle around one handler and one strategy.
+
+The only place that decides whether a connection comes in and when a server ends.  Everything in it happens
+on the reactor's thread; a verb that is called elsewhere (or in a signal handler) posts a request and, where
+it may, waits for the outcome.  It never logs and never forks; how a handler runs is its strategy's affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+from typing import TYPE_CHECKING, Any
+
+from longshore import addresses as urls
+from longshore import reactor as reactors
+from longshore import strategies
+from longshore.admission import Admission
+from longshore.broadcasting import broadcast
+from longshore.config import Limits, Timeouts
+from longshore.errors import ClosedError, ConfigError
+from longshore.events import (
+    HandlerFailed,
+    ServerDraining,
+    ServerPaused,
+    ServerResumed,
+    ServerStarted,
+    ServerStopped,
+)
+from longshore.handlers import Handler, check_addresses, understand
+from longshore.latches import Inside, Latch
+from longshore.lifecycle import SERVER, Machine
+from longshore.lifespan import Lifespan
+from longshore.peers import DatagramService
+from longshore.reports import DrainReport, Statistics
+from longshore.subscribers import Subscribers
+from longshore.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
+
+    from longshore.config import TLS, Proxy, Workers
+    from longshore.connection import AsyncConnection, Connection
+    from longshore.events import Event
+    from longshore.framing import Framing
+    from longshore.listeners import Listener
+    from longshore.reactor.clock import Clock
+    from longshore.reactor.portable import PortableReactor
+    from longshore.strategies import Session, Strategy
+
+__all__ = ("DrainReport", "Server", "Statistics")
+
+#: Seconds that handlers have to end after their connection was cut, before they are abandoned.
+GRACE = 1.0
+
+
+class Server:
+    """Serves one handler on any number of addresses.
+
+    Args:
+        handler: a class, a function or a `MessageHandler`; see `longshore.handlers`.
+        *addresses: URLs, or sockets, which belong to the server from then on.
+        framing: what cuts messages.
+        strategy: one of `longshore.strategies.NAMES`; None takes the handler's default.
+        workers: 1; more processes come with `serve` in a later release.
+        limits, timeouts, tls: see `longshore.config`.
+        lifespan: a context manager, or a function that returns one (given the server if it takes an argument),
+            entered before the first accept; its value becomes `state`.
+
+    Raises:
+        ConfigError: this combination cannot work.
+
+    Example:
+        >>> def echo(connection):
+        ...     while data := connection.recv(65536):
+        ...         connection.sendall(data)
+        >>> with Server(echo, "tcp://127.0.0.1:0") as server:
+        ...     print(server.addresses)
+    """
+
+    #: Real time; tests put a clock here that they turn by hand.
+    clock: Clock | None = None
+
+    def __init__(
+        self,
+        handler: Any,
+        *addresses: str | socket.socket,
+        framing: Framing | None = None,
+        strategy: str | None = None,
+        workers: int | Workers = 1,
+        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
+        tls: TLS | None = None,
+        proxy: Proxy | None = None,
+        lifespan: Any = None,
+        shared: Any = None,
+        pool: Any = None,
+    ) -> None:
+        if workers != 1:
+            raise ConfigError(
+                f"workers={workers!r}: this release serves with one process",
+                hint="Leave workers out, or start the program several times with ?reuse_port=1 in its address.",
+            )
+        for name, value in (("proxy", proxy), ("shared", shared), ("pool", pool)):
+            if value is not None:
+                raise ConfigError(f"{name}={value!r}: this release has no {name} yet", hint=f"Leave {name} out.")
+        if not addresses:
+            raise ConfigError("a server needs an address", hint='For instance "tcp://127.0.0.1:5000".')
+        self.handler: Handler = understand(handler)
+        self.limits = limits or Limits()
+        self.timeouts = timeouts or Timeouts()
+        self.framing = framing if framing is not None else self.handler.framing
+        self.strategy_name = self.handler.strategy(strategy)
+        self.draining = False
+        #: What `lifespan` gave.
+        self.state: Any = None
+        self._targets = [urls.parse(item) if isinstance(item, str) else item for item in addresses]
+        self._check_targets()
+        self._tls_context = self._make_tls(tls)
+        self._lifespan = Lifespan(lifespan, self.strategy_name)
+        self._machine = Machine(SERVER)
+        self._context = contextvars.copy_context()
+        self._inside = Inside()
+        self._ready = Latch()
+        self._stopped = Latch()
+        self._start_error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._stop_asked = False
+        self._subscribers = Subscribers()
+        #: Tell the subscribers of an event; from any thread.
+        self.emit: Callable[[Event], None] = self._subscribers.emit
+        self._listeners: list[Listener] = []
+        self._services: list[DatagramService] = []
+        self._repeating: list[tuple[float, Callable[[], Any]]] = []
+        self._report: DrainReport | None = None
+        self._finished = self._cut = 0
+        self._totals = [0, 0, 0]
+        self._end_began = 0.0
+        self.reactor: PortableReactor = None  # type: ignore[assignment]  # made by start, with its descriptors
+        self._reactor_reason = ""
+        self._strategy: Strategy = None  # type: ignore[assignment]
+        self._admission = Admission(self, self.strategy_name)
+        self._on_end: Callable[[], object] | None = None
+
+    def _check_targets(self) -> None:
+        kinds = []
+        for target in self._targets:
+            if isinstance(target, urls.Address):
+                kind = "stream" if target.is_stream else "packets" if target.scheme == "seqpacket" else "datagram"
+                if target.scheme in ("fd", "systemd"):
+                    continue
+                kinds.append((kind, target.text))
+        check_addresses(self.handler, self.framing, kinds)
+
+    def _make_tls(self, tls: TLS | None) -> Any:
+        needs = any(isinstance(target, urls.Address) and target.is_tls for target in self._targets)
+        if tls is None:
+            if needs:
+                raise ConfigError(
+                    "a tls:// address needs a certificate",
+                    hint="Pass tls=TLS(certfile=..., keyfile=...), or TLS(context=...).",
+                )
+            return None
+        if not needs:
+            return None
+        from longshore.tls import server_context
+
+        return server_context(tls)
+
+    # -- what users ask ----------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"<Server {self.handler.name} on {', '.join(self.addresses) or 'nothing yet'} ({self.status})>"
+
+    @property
+    def facade(self) -> Server:
+        """The object that handlers see as `server`."""
+        return self
+
+    @property
+    def report(self) -> DrainReport | None:
+        """How it ended; None before."""
+        return self._report
+
+    @property
+    def status(self) -> str:
+        """One of `lifecycle.SERVER`."""
+        return self._machine.state
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The bound URLs, with real ports; empty before `start`."""
+        return tuple(listener.url for listener in self._listeners)
+
+    @property
+    def connections(self) -> tuple[Connection | AsyncConnection, ...]:
+        """The connections that are open now."""
+        return tuple(
+            session.connection for session in tuple(self._admission.sessions) if session.connection is not None
+        )
+
+    def statistics(self) -> Statistics:
+        """The server's figures."""
+        received, sent, messages = self._totals
+        return Statistics(
+            state=self.status,
+            connections=len(self._admission.sessions),
+            accepted=self._admission.accepted,
+            rejected=self._admission.rejected,
+            failed=self._subscribers.failures,
+            received=received,
+            sent=sent,
+            messages=messages,
+            datagrams=sum(service.count for service in self._services),
+        )
+
+    def subscribe(self, observer: Callable[[Event], object]) -> Callable[[], None]:
+        """Call `observer(event)` for every event, on the thread where it happens; returns how to stop that."""
+        return self._subscribers.add(observer)
+
+    def every(self, seconds: float, function: Callable[[], Any]) -> None:
+        """Call `function` every `seconds` while the server runs, in its strategy's manner."""
+        self._repeating.append((seconds, function))
+        if self.status in ("serving", "paused"):
+            self.reactor.post(self._repeat, seconds, function)
+
+    def broadcast(self, message: Any, to: Iterable[Any] | None = None, slow: str = "drop") -> int:
+        """Send `message` to every connection, or to those of `to`, without waiting for any.
+
+        Args:
+            slow: what happens to a connection that does not keep up: it misses this message ("drop") or is
+                closed ("close").
+
+        Returns:
+            How many took it.
+        """
+        return broadcast(self.connections if to is None else to, message, slow, self.emit)
+
+    def reconfigure(self, *, limits: Limits | None = None, timeouts: Timeouts | None = None) -> None:
+        """Use other limits, or other timeouts for connections to come, from now on."""
+        if limits is not None:
+            self.limits = limits
+            self._admission.reconfigure(limits)
+        if timeouts is not None:
+            self.timeouts = timeouts
+
+    # -- lifecycle verbs ---------------------------------------------------------------------------------
+
+    def start(self) -> Server:
+        """Bind, and serve in the background; returns once it accepts.
+
+        Raises:
+            AddressError: an address cannot be bound; nothing was started.
+            ClosedError: the server was stopped before.
+        """
+        if self.status == "new":
+            self._prepare()
+            self._thread = threading.Thread(target=self._run_in_background, name="longshore-server", daemon=True)
+            self._thread.start()
+        if self.status == "stopped" and self._start_error is None:
+            raise ClosedError("this server was stopped", hint="Make a new Server.")
+        self._ready.wait()
+        if self._start_error is not None:
+            self._join()
+            raise self._start_error
+        return self
+
+    def serve_forever(self) -> None:
+        """Serve on this thread until stopped; after `start`, wait for the end."""
+        if self.status == "new":
+            self._prepare()
+            self._run()
+            if self._start_error is not None:
+                raise self._start_error
+        else:
+            self.wait_stopped()
+
+    def wait_stopped(self) -> None:
+        """Return once the server has ended; at once on a thread that is inside one of its own calls."""
+        if self._is_inside():
+            return
+        with self.calling():
+            self._stopped.wait()
+            self._join()
+
+    def pause(self) -> None:
+        """Accept nothing until `resume`; what is open goes on."""
+        self._request(self._pause)
+
+    def resume(self) -> None:
+        """Accept again."""
+        self._request(self._resume)
+
+    def drain(self, timeout: float | None = None) -> DrainReport | None:
+        """Let everybody finish, for at most `timeout` seconds (None: `Timeouts.drain`), and end.
+
+        Returns:
+            The report; None on a thread that is inside one of the server's own calls, where nothing is awaited.
+        """
+        return self._end(self._drain, self.timeouts.drain if timeout is None else timeout)
+
+    def stop(self) -> DrainReport | None:
+        """End now: connections are cut after what is written has left."""
+        return self._end(self._stop)
+
+    def _end(self, function: Callable[..., object], *args: Any) -> DrainReport | None:
+        if self.status == "new":
+            self._machine.to("stopped")
+            self._report = DrainReport(0, 0, (), 0.0)
+            self._ready.open()
+            self._stopped.open()
+            return self._report
+        self._request(function, *args)
+        if self._is_inside():
+            return None
+        self.wait_stopped()
+        return self._report
+
+    def _request(self, function: Callable[..., object], *args: Any) -> None:
+        if not self._stopped.is_open and self.reactor is not None:
+            self.reactor.post(function, *args)
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Server:
+        import asyncio
+
+        from longshore.async_links import embed
+
+        self._prepare()
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        self.reactor.thread = threading.get_ident()
+        attach = getattr(self._strategy, "attach", None)
+        embedding = attach(loop) if attach is not None else embed(self.reactor, loop)
+
+        def end() -> None:
+            embedding.close()
+            self._close()
+            if not ended.done():
+                ended.set_result(None)
+
+        self._on_end = lambda: loop.call_soon(end)
+        self._ended = ended
+        await self._begin_async() if self._lifespan.is_async else self._begin()
+        if self._start_error is not None:
+            await ended
+            raise self._start_error
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._request(self._stop)
+        await self._ended
+
+    # -- the host's side, for strategies -------------------------------------------------------------------
+
+    def context(self) -> contextvars.Context:
+        """A copy of the context that the server was made in."""
+        return self._context.copy()
+
+    @contextlib.contextmanager
+    def calling(self) -> Any:
+        """On this thread, what runs inside is one of the server's own calls."""
+        inside = self._inside
+        inside.depth += 1
+        try:
+            yield
+        finally:
+            inside.depth -= 1
+
+    def _is_inside(self) -> bool:
+        return self._inside.depth > 0 or (self.reactor is not None and self.reactor.on_thread and self._running)
+
+    _running = False
+
+    def session_ended(self, session: Session) -> None:
+        """A session is over."""
+        if not self._admission.leave(session):
+            return
+        received, sent, _ = session.traffic()
+        self._totals[0] += received
+        self._totals[1] += sent
+        self._totals[2] += session.connection.messages if session.connection is not None else 0
+        if self.status in ("draining", "stopping"):
+            if session.was_cut:
+                self._cut += 1
+            else:
+                self._finished += 1
+            self._end_if_empty()
+
+    def handler_freed(self) -> None:
+        """A place of the strategy's own bound is free."""
+        self._admission.handler_freed()
+
+    def handshake_over(self) -> None:
+        """A TLS handshake is through, for better or worse."""
+        self._admission.handshake_over()
+
+    # -- start -------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Bind everything; after an error nothing is left."""
+        from longshore.listeners import bind
+
+        self._machine.to("starting")
+        try:
+            for target in self._targets:
+                self._listeners += bind(target)
+            check_addresses(self.handler, self.framing, [(item.kind, item.url) for item in self._listeners])
+            self.reactor, self._reactor_reason = reactors.create(self.clock)
+            self._strategy = strategies.create(self.strategy_name, self)
+            self._lifespan.prepare(self)
+        except BaseException as error:
+            self._start_error = error
+            self._release()
+            raise
+
+    def _run_in_background(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            # KeyboardInterrupt and SystemExit of a handler: on a thread of our own they end the server only.
+            if not isinstance(error, (KeyboardInterrupt, SystemExit)):
+                self.emit(HandlerFailed(handler=self.handler.name, peer=None, error=error))
+
+    def _run(self) -> None:
+        if self._lifespan.is_async:
+            self.reactor.post(self._strategy.call, self._begin_async)
+        else:
+            self.reactor.post(self._begin)
+        try:
+            with self.calling():
+                self._strategy.run()
+        finally:
+            self._close()
+
+    def _begin(self) -> None:
+        try:
+            self.state = self._lifespan.enter()
+            self._open_doors()
+        except BaseException as error:
+            self._fail_start(error)
+
+    async def _begin_async(self) -> None:
+        try:
+            self.state = await self._lifespan.aenter()
+            self._open_doors()
+        except BaseException as error:
+            self._fail_start(error)
+
+    def _fail_start(self, error: BaseException) -> None:
+        self._start_error = error
+        self._machine.to("stopping")
+        self._finish()
+
+    def _open_doors(self) -> None:
+        self._running = True
+        for listener in self._listeners:
+            if listener.kind == "datagram":
+                self._services.append(DatagramService(self, listener.socket, listener.url, self._strategy.datagram))
+        listening = [listener for listener in self._listeners if listener.kind != "datagram"]
+        self._admission.open(listening, self._strategy, self._tls_context)
+        for seconds, function in self._repeating:
+            self._repeat(seconds, function, first=True)
+        self._watchdog = Watchdog(self) if self.strategy_name in ("reactor", "green", "async") else None
+        self._machine.to("serving")
+        self.emit(
+            ServerStarted(
+                handler=self.handler.name,
+                addresses=self.addresses,
+                strategy=self.strategy_name,
+                reactor=self.reactor.name,
+                reason=self._reactor_reason,
+            )
+        )
+        self._ready.open()
+
+    _watchdog: Watchdog | None = None
+
+    def _repeat(self, seconds: float, function: Callable[[], Any], first: bool = False) -> None:
+        if self.status in ("draining", "stopping", "stopped"):
+            return
+        if not first:
+            self._strategy.call(function)
+        self.reactor.call_later(seconds, self._repeat, seconds, function)
+
+    def _pause(self) -> None:
+        if self.status == "serving":
+            self._machine.to("paused")
+            self._admission.pause()
+            for service in self._services:
+                service.pause()
+            self.emit(ServerPaused())
+
+    def _resume(self) -> None:
+        if self.status == "paused":
+            self._machine.to("serving")
+            self._admission.resume()
+            for service in self._services:
+                service.resume()
+            self.emit(ServerResumed())
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def _drain(self, timeout: float | None) -> None:
+        if self.status not in ("serving", "paused"):
+            return
+        self._end_began = self.reactor.now()
+        self._close_doors()
+        self._machine.to("draining")
+        self.draining = True
+        deadline = None if timeout is None else self.reactor.now() + timeout
+        self.emit(ServerDraining(connections=len(self._admission.sessions), timeout=timeout))
+        for service in self._services:
+            service.finish(deadline)
+        for session in tuple(self._admission.sessions):
+            session.drain(deadline)
+        if timeout is not None:
+            self.reactor.call_later(timeout, self._stop)
+        self._end_if_empty()
+
+    def _stop(self) -> None:
+        if self.status in ("stopping", "stopped"):
+            return
+        if self.status == "starting":
+            self._fail_start(ClosedError("the server was stopped while it started"))
+            return
+        if not self._end_began:
+            self._end_began = self.reactor.now()
+            self._close_doors()
+        self._machine.to("stopping")
+        self.draining = True
+        for session in tuple(self._admission.sessions):
+            session.was_cut = True
+            session.cut()
+        # Real time, also under a clock that tests turn: what is left to wait for are threads.
+        self._give_up = threading.Timer(GRACE, self.reactor.post, (self._abandon,))
+        self._give_up.daemon = True
+        self._give_up.start()
+        self._end_if_empty()
+
+    _give_up: threading.Timer | None = None
+    _abandoned: tuple[str, ...] = ()
+
+    def _abandon(self) -> None:
+        if self._stopped.is_open:
+            return
+        for session in tuple(self._admission.sessions):
+            session.destroy()
+        self._abandoned = tuple(
+            f"{self.handler.name} for {session.peer}" for session in self._admission.sessions if session.handler_running
+        )
+        self._cut += len(self._admission.sessions)
+        self._finish()
+
+    def _end_if_empty(self) -> None:
+        if not self._admission.sessions and self.status in ("draining", "stopping"):
+            if self.status == "draining":
+                self._machine.to("stopping")
+            self._finish()
+
+    def _finish(self) -> None:
+        """Everything is over: let the reactor go."""
+        if self._report is not None:
+            return
+        for service in self._services:
+            service.close()
+        now = self.reactor.now()
+        self._report = DrainReport(self._finished, self._cut, self._abandoned, now - (self._end_began or now))
+        if self._lifespan.is_async:
+            self._strategy.call(self._let_go_async)
+        else:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self.reactor.stop()
+        if self._on_end is not None:
+            self._on_end()
+
+    async def _let_go_async(self) -> None:
+        try:
+            await self._lifespan.aexit()
+        finally:
+            self._let_go()
+
+    def _close_doors(self) -> None:
+        """Accept no more, but what the kernel has accepted for us already."""
+        self._admission.close(queued=self.status == "serving")
+        for listener in self._listeners:
+            if listener.kind != "datagram":
+                listener.close()
+
+    def _close(self) -> None:
+        """The last thing that happens on the server's thread."""
+        if self.status in ("serving", "paused", "draining"):
+            # An exception left the loop: cut what is open, so that nothing outlives it.
+            self._machine.to("stopping")
+            for session in tuple(self._admission.sessions):
+                session.was_cut = True
+                session.cut()
+                session.destroy()
+        elif self.status == "starting":
+            self._machine.to("stopping")
+        if self._give_up is not None:
+            self._give_up.cancel()
+        try:
+            self._lifespan.exit()
+        except Exception as error:
+            self.emit(HandlerFailed(handler="lifespan", peer=None, error=error))
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        abandoned = self._strategy.close()
+        now = self.reactor.now()
+        report = self._report or DrainReport(self._finished, self._cut, (), now - (self._end_began or now))
+        names = report.abandoned + tuple(name for name in abandoned if name not in report.abandoned)
+        self._report = DrainReport(
+            report.finished, report.cut, names if abandoned else report.abandoned, report.seconds
+        )
+        self._admission.close()
+        self._release()
+
+    def _release(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        if self.reactor is not None:
+            self.reactor.close()
+        self._running = False
+        self._machine.to("stopped")
+        report = self._report
+        if report is not None and self._start_error is None:
+            self.emit(
+                ServerStopped(
+                    finished=report.finished, cut=report.cut, abandoned=report.abandoned, seconds=report.seconds
+                )
+            )
+        self._ready.open()
+        self._stopped.open()
+
+    def _join(self) -> None:
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        if (
+            self._give_up is not None
+            and self._give_up.ident is not None
+            and self._give_up is not threading.current_thread()
+        ):
+            self._give_up.join()

@@ -1,0 +1,75 @@
+"""`serve`: a server as a program of its own, with the signals that programs get.
+
+The only place that touches signal handlers.  An embedded `Server` never does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from longshore.events import ServerStarted
+from longshore.server import Server
+from longshore.subscribers import log_failure
+
+if TYPE_CHECKING:
+    import socket
+
+    from longshore.events import Event
+    from longshore.reports import DrainReport
+
+__all__ = ("serve", "serve_until_signalled")
+
+
+def serve(handler: Any, *addresses: str | socket.socket, **options: Any) -> DrainReport | None:
+    """Serve until a signal ends it: `Server` with its arguments, and the signals of `serve_until_signalled`.
+
+    Raises:
+        ConfigError: this combination cannot work.
+        AddressError: an address cannot be bound.
+    """
+    server = Server(handler, *addresses, **options)
+    server.subscribe(_announce)
+    return serve_until_signalled(server)
+
+
+def _announce(event: Event) -> None:
+    """Say on stderr where it serves; failures still go to the logger."""
+    if isinstance(event, ServerStarted):
+        where = " and ".join(event.addresses)
+        sys.stderr.write(f"longshore: serving {event.handler} on {where} ({event.strategy}, {event.reactor} reactor)\n")
+        sys.stderr.flush()
+    else:
+        log_failure(event)
+
+
+def serve_until_signalled(server: Server) -> DrainReport | None:
+    """Run `server` on this thread; SIGTERM or SIGINT drains it, a second one stops it at once.
+
+    Signals are only taken on the main thread, where Python allows it, and given back at the end.
+    """
+    import signal
+
+    asked = False
+
+    def on_signal(_number: int, _frame: object) -> None:
+        nonlocal asked
+        if asked:
+            server.stop()
+        else:
+            asked = True
+            server.drain()
+
+    previous: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.signal(number, on_signal)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+    return server.report

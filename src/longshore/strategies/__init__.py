@@ -1,0 +1,251 @@
+"""Strategies: how handlers run.
+
+A folder with one contract, `Strategy`, and an implementation per file.  The server decides *whether* a
+connection comes in; a strategy decides on what its handler runs, and owns a `Session` for each.  All
+methods of both are called on the reactor's thread unless they say otherwise.
+
+A session ends when two things are over, in either order: its socket is closed, and its handler has
+returned.  Only then does the server hear of it, so that a count of sessions is a count of everything that
+is still at work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from longshore.errors import ConfigError, FramingError, HandshakeTimeout, Timeout
+from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
+from longshore.handlers import NAMES
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from longshore.config import Limits, Timeouts
+    from longshore.connection import AsyncConnection, Connection
+    from longshore.events import Event
+    from longshore.framing import Framing
+    from longshore.handlers import Handler
+    from longshore.reactor.portable import PortableReactor
+
+__all__ = ("Host", "Session", "Strategy", "cause_of", "create")
+
+
+class Host(Protocol):
+    """The server, as strategies see it."""
+
+    handler: Handler
+    limits: Limits
+    timeouts: Timeouts
+    framing: Framing | None
+    reactor: PortableReactor
+    draining: bool
+
+    @property
+    def facade(self) -> Any:
+        """The `Server` object that handlers see as `server`."""
+
+    def emit(self, event: Event) -> None:
+        """Tell the subscribers; from any thread."""
+
+    def session_ended(self, session: Session) -> None:
+        """A session is over: its place is free."""
+
+    def handler_freed(self) -> None:
+        """A place of the strategy's own bound is free."""
+
+    def handshake_over(self) -> None:
+        """A TLS handshake is through."""
+
+    def calling(self) -> Any:
+        """A context manager: on this thread, what runs inside is one of the server's own calls."""
+
+    def context(self) -> Any:
+        """A fresh copy of the contextvars context that the server was started in."""
+
+
+class Session:
+    """One accepted connection, from accept(2) to its closing event."""
+
+    def __init__(self, host: Host, peer: str, local: str) -> None:
+        self.host = host
+        self.peer = peer
+        self.local = local
+        self.connection: Connection | AsyncConnection | Any = None
+        self.handler_running = False
+        #: Whether a TLS handshake is counted for it.
+        self.handshaking = False
+        #: Whether the connection has been ready for its handler.
+        self.is_open = False
+        #: Whether the server has ended it.
+        self.was_cut = False
+        self._opened_at = host.reactor.now()
+        self._failure: tuple[str, BaseException | None] | None = None
+        self._gone: tuple[str, BaseException | None] | None = None
+        self._ended = False
+
+    # -- for the server; each strategy's sessions know how -------------------------------------------------
+
+    def drain(self, deadline: float | None) -> None:
+        """Finish what is owed, then end; `deadline` in seconds on the reactor's clock."""
+        raise NotImplementedError
+
+    def cut(self) -> None:
+        """End now: waits raise `ClosedError`, and what is written is still flushed as far as it goes."""
+        raise NotImplementedError
+
+    def evict(self) -> None:
+        """End now, because another connection needs the place."""
+        self.cut()
+
+    def destroy(self) -> None:
+        """Close the socket at once, whatever is pending."""
+
+    def idle_since(self) -> float | None:
+        """When the last byte moved, if nothing is owed to this peer now; else None."""
+        raise NotImplementedError
+
+    def traffic(self) -> tuple[int, int, int]:
+        """Bytes received, bytes sent, bytes unsent."""
+        raise NotImplementedError
+
+    # -- for strategies ------------------------------------------------------------------------------------
+
+    def opened(self, tls: str | None = None) -> None:
+        """The connection is ready for its handler."""
+        self.is_open = True
+        self._handshake_over()
+        self.host.emit(
+            ConnectionOpened(id=self.connection.id, peer=self.peer, local=self.local, tls=tls),
+        )
+
+    def failed(self, error: BaseException) -> None:
+        """The handler, or a hook, ended with `error`; what the peer or a limit caused is not the handler's fault."""
+        cause = cause_of(error, self._gone[0] if self._gone else None)
+        if self._failure is None:
+            self._failure = (cause, error)
+        if cause == "handler failed":
+            self.host.emit(HandlerFailed(handler=self.host.handler.name, peer=self.peer, error=error))
+
+    def handler_returned(self) -> None:
+        """The handler is through."""
+        self.handler_running = False
+        self._end_if_over()
+
+    def gone(self, cause: str, error: BaseException | None) -> None:
+        """The socket is closed."""
+        if self._gone is None:
+            self._gone = (cause, error)
+            self._end_if_over()
+
+    @property
+    def over(self) -> bool:
+        """Whether both have ended."""
+        return self._ended
+
+    def _handshake_over(self) -> None:
+        if self.handshaking:
+            self.handshaking = False
+            self.host.handshake_over()
+
+    def _end_if_over(self) -> None:
+        if self._gone is None or self.handler_running or self._ended:
+            return
+        self._ended = True
+        self._handshake_over()
+        cause, error = self._gone
+        if self._failure is not None and (cause == "finished" or error is None):
+            cause, error = self._failure
+        received, sent, unsent = self.traffic()
+        connection = self.connection
+        self.host.emit(
+            ConnectionClosed(
+                id=0 if connection is None else connection.id,
+                peer=self.peer,
+                local=self.local,
+                cause=cause,
+                error=error,
+                received=received,
+                sent=sent,
+                unsent=unsent,
+                messages=0 if connection is None else connection.messages,
+                duration=self.host.reactor.now() - self._opened_at,
+            )
+        )
+        self.host.session_ended(self)
+
+
+class Strategy(Protocol):
+    """How handlers run."""
+
+    name: str
+
+    def capacity(self, limits: Limits) -> int | None:
+        """How many connections may be with their handler at once, by this strategy's own bound."""
+
+    def run(self) -> None:
+        """Turn the reactor until it is stopped; on the server's thread."""
+
+    def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
+        """Take a connection; `tls` is an `ssl.SSLContext` or None."""
+
+    def datagram(self, data: bytes, peer: str, reply: Callable[[bytes], None], address: Any) -> bool:
+        """Take a datagram; False if the strategy is full and it is dropped."""
+
+    def call(self, function: Callable[[], Any]) -> None:
+        """Run a function of the user's in this strategy's manner (`Server.every`)."""
+
+    def close(self) -> tuple[str, ...]:
+        """Give back threads and loops; the names of what cannot be ended."""
+
+
+def create(name: str, host: Host) -> Strategy:
+    """The strategy called `name`.
+
+    Raises:
+        ConfigError: there is none of this name, or this release does not have it yet.
+    """
+    if name == "reactor":
+        from longshore.strategies.reactor import ReactorStrategy
+
+        return ReactorStrategy(host)
+    if name == "threads":
+        from longshore.strategies.threads import ThreadsStrategy
+
+        return ThreadsStrategy(host)
+    if name == "green":
+        from longshore.strategies.green import GreenStrategy
+
+        return GreenStrategy(host)
+    if name == "async":
+        from longshore.strategies.aio import AsyncStrategy
+
+        return AsyncStrategy(host)
+    if name == "inline":
+        from longshore.strategies.inline import InlineStrategy
+
+        return InlineStrategy(host)
+    if name == "processes":
+        raise ConfigError(
+            'strategy="processes" is not part of this release', hint='Use strategy="threads" for blocking handlers.'
+        )
+    raise ConfigError(f"strategy={name!r}: there is no such strategy", hint=f"There are {', '.join(NAMES)}.")
+
+
+def cause_of(error: BaseException, gone: str | None) -> str:
+    """The cause of `ConnectionClosed` that an exception leaving a handler stands for."""
+    from longshore.errors import ClosedError, PeerClosed
+
+    if gone is not None and isinstance(error, (OSError, ClosedError, Timeout)):
+        return gone
+    if isinstance(error, HandshakeTimeout):
+        return "handshake"
+    if isinstance(error, Timeout):
+        return "timeout"
+    if isinstance(error, FramingError):
+        return "framing"
+    if isinstance(error, PeerClosed):
+        return "peer closed"
+    if isinstance(error, ConnectionError):
+        return "reset"
+    return "handler failed"

@@ -1,0 +1,279 @@
+"""A session whose handler owns a thread and waits in the kernel: what `threads` and `inline` have in common.
+
+The only place where a handler blocks a thread of its own.  While the handler runs, the socket is the
+thread's, and the reactor acts through its guard; afterwards the reactor takes it over as a stream, to end
+the connection in order.  Which thread it is, others decide.
+"""
+
+from __future__ import annotations
+
+import math
+import selectors
+import socket
+from typing import TYPE_CHECKING, Any
+
+from longshore.connection import Connection
+from longshore.errors import ClosedError, HandshakeTimeout, LongshoreError, WriteTimeout
+from longshore.guard import Guard
+from longshore.limits import Watch, overdue
+from longshore.links import SocketLink
+from longshore.sockets import guarded
+from longshore.strategies import Session
+
+if TYPE_CHECKING:
+    from longshore.reactor.clock import Timer
+    from longshore.reactor.stream import Stream
+    from longshore.strategies import Host
+
+__all__ = ("BlockingSession", "client_address_of")
+
+
+def client_address_of(sock: socket.socket, peer: str) -> Any:
+    """The peer's address as the standard library's servers give it; IPv4 peers of an IPv6 socket as IPv4."""
+    try:
+        address = sock.getpeername()
+    except OSError:
+        # The peer has reset the connection before anybody looked.
+        host, _, port = peer.rpartition(":")
+        return (host.strip("[]"), int(port)) if port.isdigit() else peer
+    if sock.family == socket.AF_INET6 and address[0].startswith("::ffff:") and "." in address[0]:
+        return address[0][7:], address[1]
+    return address
+
+
+class _Tail:
+    """The sink of a stream that only flushes, lingers and closes."""
+
+    def __init__(self, session: BlockingSession) -> None:
+        self._session = session
+
+    def opened(self) -> None:
+        """It is closed right after it was opened."""
+
+    def arrived(self) -> None:
+        """What comes now is dropped."""
+
+    def drained(self) -> None:
+        """Nobody waits for room."""
+
+    def idled(self) -> None:
+        """Nobody waits for input."""
+
+    def closed(self, cause: str, error: BaseException | None) -> None:
+        """Tell the session."""
+        self._session.gone(cause, error)
+
+
+class BlockingSession(Session):
+    """One connection whose handler runs in `run()`, on whatever thread calls that."""
+
+    def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
+        super().__init__(host, peer, local)
+        reactor = host.reactor
+        self.client_address: Any = client_address_of(sock, peer)
+        self.guard = Guard(peer, Watch(host.timeouts, reactor.now()), reactor.now)
+        self.guard.on_deadline = self._deadline_nearer
+        self.guard.on_release = self._released_by_handler
+        self._tls = tls is not None
+        self._timer: Timer | None = None
+        self._stream: Stream | None = None
+        self._unsent = 0
+        self._watched: socket.socket | None = None
+        self._released = False
+        request = guarded(sock, self.guard, tls)
+        self.link = SocketLink(request, peer, host.framing, max_pending=host.limits.max_pending_bytes)
+        self.link.finish_later = self._finish_later
+        self.connection = Connection(self.link, peer=peer, local=local, server=host.facade)
+        self.handler_running = True
+
+    #: Exceptions with which a handler may end that are no failure of it.
+    quiet: tuple[type[BaseException], ...] = (SystemExit,)
+
+    @property
+    def label(self) -> str:
+        """What runs here, for whoever must name it."""
+        return f"{self.host.handler.name} for {self.peer}"
+
+    # -- on the handler's thread ---------------------------------------------------------------------------
+
+    def run(self) -> BaseException | None:
+        """Handshake, run the handler, hand the socket over.
+
+        Returns:
+            The `KeyboardInterrupt` or `SystemExit` that the handler ended with: its thread's business.
+        """
+        post = self.host.reactor.post
+        error: BaseException | None = None
+        # The user may have detached or upgraded the request, so the link knows which socket it is now.
+        try:
+            if self._tls:
+                self._handshake()
+            post(self.opened, str(self.link.tls_object.version()) if self._tls else None)
+            self.host.context().run(self._call)
+        except BaseException as caught:
+            error = caught
+        sock = self._surrender()
+        post(self._returned, error, sock)
+        return error if isinstance(error, (KeyboardInterrupt, SystemExit)) else None
+
+    def _handshake(self) -> None:
+        try:
+            self.link.socket.do_handshake()  # type: ignore[attr-defined]
+        except OSError as error:
+            with self.guard.lock:
+                if self.guard.failure is None:
+                    self.guard.failure = ("handshake", error)
+            raise
+
+    def _call(self) -> None:
+        host = self.host
+        with host.calling():
+            if host.handler.kind == "class":
+                host.handler.target(self.link.socket, self.client_address, host.facade)
+            else:
+                host.handler.target(self.connection)
+
+    def _surrender(self) -> socket.socket | None:
+        surrender = getattr(self.link.socket, "surrender", None)
+        return None if surrender is None else surrender()
+
+    def _released_by_handler(self, sock: socket.socket) -> None:
+        self.host.reactor.post(self._end_in_order, sock, "finished", None)
+
+    def _deadline_nearer(self) -> None:
+        self.host.reactor.post(self._arm)
+
+    # -- on the reactor's thread ---------------------------------------------------------------------------
+
+    def _returned(self, error: BaseException | None, sock: socket.socket | None) -> None:
+        self._disarm()
+        self.host.handler_freed()
+        failure: tuple[str, BaseException | None] | None = self.guard.failure
+        if failure is not None and self.link.cause is not None and self.link.cause[0] == failure[0]:
+            # Closed by its user: what later calls raise is not why it ended.
+            failure = self.link.cause
+        if error is not None and not isinstance(error, self.quiet):
+            if failure is None or not isinstance(error, (OSError, LongshoreError)):
+                self.failed(error)
+                failure = failure or self._failure
+        elif failure is None and self.guard.input_ended:
+            failure = ("drained", None)
+        cause, reason = failure or ("finished", None)
+        if sock is not None:
+            self._end_in_order(sock, cause, reason)
+        elif not self._released:
+            # The handler has detached the socket: it is no business of ours any more.
+            self.gone(cause, reason)
+        self.handler_returned()
+
+    def _end_in_order(self, sock: socket.socket, cause: str, error: BaseException | None) -> None:
+        """Take the socket over: flush, linger, close."""
+        self._released = True
+        reactor = self.host.reactor
+        self._unwatch()
+        stream = self._stream = reactor.stream(
+            sock, self.peer, sink=_Tail(self), limits=self.host.limits, timeouts=self.host.timeouts
+        )
+        stream.start()
+        unsent = self.link.take_unsent()
+        reset = cause in ("aborted", "slow receiver") or isinstance(error, WriteTimeout)
+        if unsent and self.link.tls_object is None and not reset:
+            stream.write(unsent)
+        else:
+            self._unsent += len(unsent)
+        if reset:
+            stream.abort(cause, error)
+        elif cause == "handshake" and isinstance(error, HandshakeTimeout):
+            stream.fail(cause, error)
+        else:
+            stream.close(cause, error)
+
+    def _finish_later(self, link: SocketLink) -> None:
+        """Send what a broadcast could not send at once, when the kernel has room."""
+        reactor = self.host.reactor
+        if reactor.on_thread:
+            self._watch_output()
+        else:
+            reactor.post(self._watch_output)
+
+    def _watch_output(self) -> None:
+        sock = self.link.socket
+        if not self._released and sock.fileno() >= 0:
+            self._watched = sock
+            self.host.reactor.watch(sock, selectors.EVENT_WRITE, self._output_ready)
+
+    def _output_ready(self, _events: int) -> None:
+        try:
+            done = self.link.send_unsent()
+        except OSError:
+            # The handler meets the same error at its next call.
+            done = True
+        if done:
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            self.host.reactor.watch(self._watched, 0, self._output_ready)
+            self._watched = None
+
+    # -- deadlines -----------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        if not self.handler_running or self.guard.failure is not None:
+            return
+        when, _ = self.guard.watch.deadline()
+        if when == math.inf or (self._timer is not None and self._timer.when <= when):
+            return
+        self._disarm()
+        self.guard.armed = when
+        self._timer = self.host.reactor.call_at(when, self._on_deadline)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_deadline(self) -> None:
+        self._timer = None
+        self.guard.armed = math.inf
+        when, name = self.guard.watch.deadline()
+        if when > self.host.reactor.now():
+            self._arm()
+            return
+        cause = "handshake" if name == "handshake" else "timeout"
+        self.guard.interrupt(cause, overdue(name, self.guard.watch.timeouts, self.peer))
+
+    # -- the server's side ---------------------------------------------------------------------------------
+
+    def drain(self, deadline: float | None) -> None:
+        """End the input as soon as the handler waits for it and owes nothing."""
+        self.connection.draining = True
+        if self.guard.watch.handshaking:
+            self.guard.interrupt("drained", self._stopping())
+        else:
+            self.guard.drain()
+
+    def cut(self) -> None:
+        """Let every wait of the handler raise; a connection that only lingers ends."""
+        if self._stream is None:
+            self.guard.interrupt("cut", self._stopping())
+        else:
+            self._stream.flush()
+            self._stream.fail("cut", self._stopping())
+
+    def _stopping(self) -> ClosedError:
+        return ClosedError(f"the connection to {self.peer} was cut: the server is stopping")
+
+    def idle_since(self) -> float | None:
+        """When the last byte moved, while the handler waits for input and owes nothing."""
+        guard = self.guard
+        return guard.watch.last_byte if guard.waiting and not guard.owing else None
+
+    def traffic(self) -> tuple[int, int, int]:
+        """Bytes received, sent, unsent."""
+        guard = self.guard
+        sent, unsent = guard.sent, self._unsent + self.link.pending
+        if self._stream is not None:
+            sent += self._stream.sent
+            unsent += self._stream.pending
+        return guard.received, sent, unsent

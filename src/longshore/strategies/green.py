@@ -1,0 +1,306 @@
+"""Blocking handlers on greenlets: one per connection, all on the reactor's thread.
+
+A wait of a connection parks its greenlet and lets the reactor turn; the handler is plain blocking code and
+nothing is monkey-patched.  What is not ours to see (time.sleep, a lock, a database driver) blocks
+everybody, and the watchdog names it.  Greenlets park here, in Python code, never inside a native frame.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import threading
+from typing import TYPE_CHECKING, Any
+
+import greenlet
+
+from longshore.errors import LongshoreError, PeerClosed, ReadTimeout
+from longshore.events import HandlerFailed
+from longshore.links import StreamLink
+from longshore.strategies.streams import StreamSession, tls_version
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from longshore.config import Limits
+    from longshore.strategies import Host, Session
+
+__all__ = ("GreenLink", "GreenStrategy", "Parking", "parking")
+
+
+class Parking:
+    """Where greenlets of one reactor wait: a greenlet of its own switches to its parent, the hub."""
+
+    def __init__(self, reactor: Any) -> None:
+        self.reactor = reactor
+
+    def spawn(self, function: Callable[..., Any], *args: Any, context: Any = None) -> greenlet.greenlet:
+        """Run `function` in a new greenlet, at once, until it first waits."""
+        fresh = greenlet.greenlet(function, parent=_hub())
+        if context is not None:
+            fresh.gr_context = context
+        fresh.parking = self  # type: ignore[attr-defined]
+        fresh.switch(*args)
+        return fresh
+
+    def sleep(self, seconds: float) -> None:
+        """Park the current greenlet for `seconds`."""
+        me = greenlet.getcurrent()
+        timer = self.reactor.call_later(seconds, me.switch)
+        try:
+            _hub().switch()
+        finally:
+            timer.cancel()
+
+    def wait_for_thread(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Park the current greenlet while a thread calls `function`."""
+        me = greenlet.getcurrent()
+        context = contextvars.copy_context()
+        outcome: list[Any] = []
+
+        def work() -> None:
+            try:
+                outcome.extend((context.run(function, *args, **kwargs), None))
+            except BaseException as error:
+                outcome.extend((None, error))
+            self.reactor.post(me.switch)
+
+        threading.Thread(target=work, name="longshore-to-thread", daemon=True).start()
+        while not outcome:
+            _hub().switch()
+        result, error = outcome
+        if error is not None:
+            raise error
+        return result
+
+
+def parking() -> Parking | None:
+    """The parking of the greenlet that runs now; None outside of green handlers."""
+    return getattr(greenlet.getcurrent(), "parking", None)
+
+
+def _hub() -> greenlet.greenlet:
+    """The greenlet that turns the reactor: the root of those on this thread."""
+    current = greenlet.getcurrent()
+    while current.parent is not None:
+        current = current.parent
+    return current
+
+
+class GreenLink(StreamLink):
+    """A link whose waits park the greenlet; other threads wait as they do on any stream."""
+
+    def __init__(self, on_closed: Any = None) -> None:
+        super().__init__(on_closed)
+        self._parked: list[greenlet.greenlet] = []
+
+    def _wake(self) -> None:
+        super()._wake()
+        if self._parked:
+            parked, self._parked = self._parked, []
+            for waiting in parked:
+                # Each in a callback of its own: the sink's caller must be through before a handler goes on.
+                self.stream.reactor.again(functools.partial(self._resume, waiting))
+
+    def _may_wait(self) -> bool:
+        return not self.stream.reactor.on_thread or greenlet.getcurrent().parent is not None
+
+    def _pause(self, timeout: float | None, what: str) -> None:
+        me = greenlet.getcurrent()
+        if not self.stream.reactor.on_thread or me.parent is None:
+            super()._pause(timeout, what)
+            return
+        timer = None if timeout is None else self.stream.reactor.call_later(timeout, me.switch, True)
+        self._parked.append(me)
+        try:
+            late = me.parent.switch()
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if me in self._parked:
+                self._parked.remove(me)
+        if late is True:
+            raise ReadTimeout(f"{what} on the connection to {self.stream.peer}: nothing in {timeout:g} s")
+
+    def wait_input(self, timeout: float | None) -> None:
+        """Park until more input came; while the server drains, what owes nothing sees the end of the stream."""
+        if self.draining and not self.stream.owing and not self.stream.input.unread:
+            self.stream.end_input()
+            return
+        super().wait_input(timeout)
+
+    draining = False
+
+    def _resume(self, waiting: greenlet.greenlet) -> None:
+        if not waiting.dead:
+            self.stream.reactor.current = self.stream
+            waiting.switch(False)
+
+
+class _GreenSession(StreamSession):
+    """One connection and its greenlet."""
+
+    def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, park: Parking) -> None:
+        link = GreenLink(self._stream_closed)
+        super().__init__(host, sock, peer, local, tls, link)
+        self._link = link
+        self._parking = park
+        self._greenlet: greenlet.greenlet | None = None
+        self._handler: Any = None
+        link.opened = self._link_opened  # type: ignore[method-assign]
+        link.idled = self._link_idled  # type: ignore[method-assign]
+
+    def _link_opened(self) -> None:
+        GreenLink.opened(self._link)
+        if not self.handler_running and self._greenlet is None:
+            self.opened(tls_version(self._link))
+            self.handler_running = True
+            # In a turn of its own, so that accepting goes on before the handler does.
+            self.host.reactor.again(self._start)
+
+    def _link_idled(self) -> None:
+        if self._handler is not None:
+            self._handler.idle()
+
+    def _start(self) -> None:
+        self.host.reactor.current = self
+        self._greenlet = self._parking.spawn(self._run, context=self.host.context())
+
+    def _run(self) -> None:
+        self._greenlet = greenlet.getcurrent()
+        host = self.host
+        cause: str = "finished"
+        error: BaseException | None = None
+        try:
+            try:
+                if host.handler.takes_messages:
+                    cause = self._converse()
+                elif host.handler.kind == "class":
+                    host.handler.target(self.connection, self.client_address, host.facade)
+                else:
+                    host.handler.target(self.connection)
+            except Exception as failure:
+                error = failure
+                if self.stream.state == "open" or not isinstance(failure, (LongshoreError, OSError)):
+                    self.failed(failure)
+                    cause = self._failure[0] if self._failure else "handler failed"
+            except greenlet.GreenletExit:
+                cause = "cut"
+        finally:
+            self.stream.close(cause, error)
+            self.handler_returned()
+
+    def _converse(self) -> str:
+        """Run a message handler over its own blocking connection."""
+        host = self.host
+        connection = self.connection
+        handler = self._handler = host.handler.session_for(connection, host.facade, self.client_address)
+        error: BaseException | None = None
+        try:
+            handler.connected()
+            while True:
+                message = connection.receive()
+                if host.handler.takes_batches:
+                    replies = handler.messages([message])
+                else:
+                    reply = handler.message(message)
+                    replies = () if reply is None else (reply,)
+                for reply in replies or ():
+                    connection.send(reply)
+                # It was handled, whether or not the handler had something to say to it.
+                self.stream.owing = self.stream.input.unread
+        except PeerClosed:
+            return "drained" if connection.draining else "peer closed"
+        except BaseException as failure:
+            error = failure
+            if isinstance(failure, LongshoreError) and self.stream.state in ("closing", "closed"):
+                if self._gone is None:
+                    return self.stream._cause
+                return self._gone[0]
+            raise
+        finally:
+            handler.disconnected(error)
+
+    def _stream_closed(self, cause: str, error: BaseException | None) -> None:
+        self.gone(cause, error)
+
+    def drain(self, deadline: float | None) -> None:
+        """Call the hook; whoever waits and owes nothing sees the end of the stream."""
+        self.connection.draining = True
+        self._link.draining = True
+        if self._handler is not None:
+            self._handler.draining(deadline)
+        if self.stream.state == "opening":
+            self.stream.close("drained")
+        elif self.stream.watch.waiting and not self.stream.owing and not self.stream.input.unread:
+            self.stream.end_input()
+            self._link.arrived()
+
+    def cut(self) -> None:
+        """Close the connection, and throw into what does not wait for it."""
+        self.stream.close("cut", self.stopping(), linger=bool(self.stream.pending))
+        self._link.arrived()
+        if self.handler_running and self._greenlet is not None and not self._greenlet.dead:
+            self.host.reactor.call_later(0.05, self._throw)
+
+    def _throw(self) -> None:
+        """End a greenlet that waits for something else than its connection."""
+        if self.handler_running and self._greenlet is not None and not self._greenlet.dead:
+            self._greenlet.throw(self.stopping())
+
+
+class GreenStrategy:
+    """Runs blocking handlers and message handlers on greenlets."""
+
+    name = "green"
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._parking = Parking(host.reactor)
+        self._datagrams = 0
+
+    def capacity(self, limits: Limits) -> int | None:
+        """No bound but `max_connections`."""
+        return None
+
+    def run(self) -> None:
+        """Turn the reactor; its greenlet is the hub."""
+        self._host.reactor.run()
+
+    def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
+        """Take a connection."""
+        session = _GreenSession(self._host, sock, peer, local, tls, self._parking)
+        session.stream.start()
+        return session
+
+    def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
+        """Handle a datagram in a greenlet of its own."""
+        if self._datagrams >= self._host.limits.max_connections:
+            return False
+        self._datagrams += 1
+        self._parking.spawn(self._handle, data, reply, address, context=self._host.context())
+        return True
+
+    def _handle(self, data: bytes, reply: Any, address: Any) -> None:
+        try:
+            self._host.handler.call_datagram(data, reply, address, self._host.facade)
+        except Exception as error:
+            reply.failed(error)
+        finally:
+            self._datagrams -= 1
+
+    def call(self, function: Callable[[], Any]) -> None:
+        """Call it in a greenlet."""
+        self._parking.spawn(self._call, function, context=self._host.context())
+
+    def _call(self, function: Callable[[], Any]) -> None:
+        try:
+            function()
+        except Exception as error:
+            name = getattr(function, "__qualname__", repr(function))
+            self._host.emit(HandlerFailed(handler=name, peer=None, error=error))
+
+    def close(self) -> tuple[str, ...]:
+        """Greenlets that caught what was thrown at them are left to the collector."""
+        return ()

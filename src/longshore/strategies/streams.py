@@ -1,0 +1,84 @@
+"""A session over a stream of the reactor: what `reactor`, `green` and others have in common.
+
+It opens the stream, is told of its end, and knows when a peer is owed nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from longshore.connection import Connection
+from longshore.errors import ClosedError
+from longshore.links import StreamLink
+from longshore.strategies import Session
+
+if TYPE_CHECKING:
+    import socket
+
+    from longshore.strategies import Host
+
+__all__ = ("StreamSession", "tls_version")
+
+
+def tls_version(link: Any) -> str | None:
+    """The TLS version that a link speaks."""
+    return None if link.tls_object is None else str(link.tls_object.version())
+
+
+class StreamSession(Session):
+    """A session whose socket the reactor owns."""
+
+    def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, link: StreamLink) -> None:
+        super().__init__(host, peer, local)
+        from longshore.tls import Session as TLSSession
+
+        self.link = link
+        self.client_address: Any = sock.getpeername()
+        self.stream = host.reactor.stream(
+            sock,
+            peer,
+            sink=link,
+            limits=host.limits,
+            timeouts=host.timeouts,
+            framing=host.framing,
+            tls=None if tls is None else TLSSession(tls, server_side=True),
+            packets=is_packets(sock),
+        )
+        self.stream.coalescing = True
+        link.attach(self.stream)
+        self.connection = Connection(link, peer=peer, local=local, server=host.facade)
+
+    def idle_since(self) -> float | None:
+        """When the last byte moved, if nothing is owed to this peer now."""
+        stream = self.stream
+        return stream.watch.last_byte if stream.watch.waiting and not self.is_owed else None
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether the peer has sent something that has no answer yet, or has not taken its answer."""
+        stream = self.stream
+        return bool(stream.owing or stream.pending or stream.input.unread)
+
+    def traffic(self) -> tuple[int, int, int]:
+        """Bytes received, sent, unsent."""
+        return self.stream.received, self.stream.sent, self.stream.pending
+
+    def evict(self) -> None:
+        """End now; nothing is owed to an idle peer."""
+        self.stream.close("evicted", ClosedError(f"{self.peer} was idle, and its place was needed"), linger=False)
+        self.link.arrived()
+
+    def destroy(self) -> None:
+        """Close the socket at once."""
+        self.stream.fail("cut", self.stopping())
+
+    def stopping(self) -> ClosedError:
+        """The error of whoever still waits when the server ends."""
+        return ClosedError(f"the connection to {self.peer} was cut: the server is stopping")
+
+
+def is_packets(sock: socket.socket) -> bool:
+    """Whether each write is a message of its own (SOCK_SEQPACKET)."""
+    import socket as sockets
+
+    return sock.type == sockets.SOCK_SEQPACKET

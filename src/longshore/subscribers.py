@@ -1,0 +1,67 @@
+"""Who hears of a server's events, and what becomes of failures that nobody hears of.
+
+The only place in the core that logs, and only failures for which there is no subscriber.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from longshore.events import HandlerFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from longshore.events import Event
+
+__all__ = ("Subscribers", "log_failure")
+
+
+class Subscribers:
+    """The observers of one server."""
+
+    def __init__(self) -> None:
+        self._observers: tuple[Callable[[Event], object], ...] = ()
+        #: How many handlers have failed.
+        self.failures = 0
+
+    def add(self, observer: Callable[[Event], object]) -> Callable[[], None]:
+        """Call `observer(event)` for every event; returns how to stop that."""
+        self._observers += (observer,)
+
+        def remove() -> None:
+            self._observers = tuple(item for item in self._observers if item is not observer)
+
+        return remove
+
+    def emit(self, event: Event) -> None:
+        """Hand `event` to everybody; without anybody, a failure goes to the `longshore` logger."""
+        if isinstance(event, HandlerFailed):
+            self.failures += 1
+        observers = self._observers
+        if not observers:
+            log_failure(event)
+        for observer in observers:
+            try:
+                observer(event)
+            except Exception as error:
+                # An observer that fails must not harm what it observes; it is told on the one channel left.
+                log_failure(HandlerFailed(handler=f"the observer {observer!r}", peer=None, error=error))
+
+
+def log_failure(event: Event) -> None:
+    """Log one line if `event` is a warning or an error, with the traceback if a handler failed."""
+    if event.level not in ("WARNING", "ERROR"):
+        return
+    import logging
+
+    logger = logging.getLogger("longshore")
+    fields = event.as_dict()
+    name = fields.pop("event")
+    error = fields.pop("error", None)
+    if isinstance(event, HandlerFailed):
+        where = "" if event.peer is None else f" for {event.peer}"
+        logger.error("%s failed%s", event.handler, where, exc_info=event.error)
+    else:
+        text = ", ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
+        logger.warning("%s: %s%s", name, text, "" if error is None else f": {error}")

@@ -1,0 +1,188 @@
+"""Each example runs as its users run it: as a program of its own, on real sockets.
+
+The one thing that is changed is the port, to 0, so that tests never meet on one; the program says which it got in its
+first line, and that is also when it accepts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SECONDS = 10
+
+pytestmark = pytest.mark.slow
+
+
+def environment() -> dict[str, str]:
+    """The tests' own, where the clone's Longshore is found first."""
+    return {**os.environ, "PYTHONPATH": str(EXAMPLES.parent / "src")}
+
+
+@contextlib.contextmanager
+def serving(tmp_path: Path, name: str, *arguments: str) -> Iterator[tuple[str, int]]:
+    """The example on a free port; gives its address. It must end well, and in silence, when it is told to."""
+    text = (EXAMPLES / name).read_text()
+    assert text.count("://127.0.0.1:5000") == 1, f"{name} must name its address once"
+    copy = tmp_path / name
+    copy.write_text(text.replace("://127.0.0.1:5000", "://127.0.0.1:0"))
+    process = subprocess.Popen(
+        [sys.executable, str(copy), *arguments], stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    try:
+        first_line = process.stderr.readline()
+        found = re.search(r"://127\.0\.0\.1:(\d+)", first_line)
+        assert found, first_line + process.stderr.read()
+        yield "127.0.0.1", int(found[1])
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=SECONDS)
+        assert (process.returncode, errors) == (0, "")
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def talking_to(address: tuple[str, int]) -> Iterator[tuple[socket.socket, object]]:
+    with socket.create_connection(address, timeout=SECONDS) as client, client.makefile("rwb") as stream:
+        yield client, stream
+
+
+@pytest.mark.parametrize("name", ["echo.py", "echo_async.py"])
+def test_an_echo_gives_back_each_line(tmp_path, name):
+    with serving(tmp_path, name) as address, talking_to(address) as (client, stream):
+        for line in (b"hello\n", b"\xff\x00 bytes\n"):
+            client.sendall(line)
+            assert stream.readline() == line
+        client.shutdown(socket.SHUT_WR)
+        assert stream.read() == b""
+
+
+def test_shout_answers_in_capitals(tmp_path):
+    with serving(tmp_path, "shout.py") as address, talking_to(address) as (client, stream):
+        client.sendall(b"hel")
+        client.sendall(b"lo\nagain\n")
+        assert [stream.readline(), stream.readline()] == [b"HELLO\n", b"AGAIN\n"]
+
+
+def test_counter_counts_each_connection_for_itself(tmp_path):
+    with serving(tmp_path, "counter.py") as address:
+        with talking_to(address) as (client, stream):
+            client.sendall(b"a\nb\n")
+            assert [stream.readline(), stream.readline()] == [b"1 a\n", b"2 b\n"]
+        with talking_to(address) as (client, stream):
+            client.sendall(b"c\n")
+            assert stream.readline() == b"1 c\n"
+
+
+def test_chat_tells_everybody(tmp_path):
+    with serving(tmp_path, "chat.py") as address, talking_to(address) as (ann, to_ann):
+        assert to_ann.readline() == b"Who are you?\n"
+        ann.sendall(b"Ann\n")
+        assert to_ann.readline() == b"* Ann is here\n"
+        with talking_to(address) as (bob, to_bob):
+            assert to_bob.readline() == b"Who are you?\n"
+            bob.sendall(b"Bob\nhello\n")
+            assert [to_bob.readline(), to_bob.readline()] == [b"* Bob is here\n", b"Bob: hello\n"]
+            assert [to_ann.readline(), to_ann.readline()] == [b"* Bob is here\n", b"Bob: hello\n"]
+        assert to_ann.readline() == b"* Bob has left\n"
+
+
+def test_telemetry_speaks_json_in_length_prefixed_messages(tmp_path):
+    with serving(tmp_path, "telemetry.py") as address, talking_to(address) as (client, stream):
+        answers = []
+        for value in (10, 20):
+            message = json.dumps({"sensor": "t1", "value": value}).encode()
+            client.sendall(struct.pack(">I", len(message)) + message)
+            (size,) = struct.unpack(">I", stream.read(4))
+            answers.append(json.loads(stream.read(size)))
+        assert answers == [{"sensor": "t1", "count": 1, "mean": 10}, {"sensor": "t1", "count": 2, "mean": 15}]
+
+
+def test_udp_echo_answers_each_datagram_to_its_sender(tmp_path):
+    with (
+        serving(tmp_path, "udp_echo.py") as address,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        client.settimeout(SECONDS)
+        for datagram in (b"one", b"", b"x" * 60_000):
+            client.sendto(datagram, address)
+            assert client.recvfrom(65_535) == (datagram, address)
+
+
+def test_tls_echo_is_trusted_by_a_client_that_verifies(tmp_path):
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    for part in certificate.cert_chain_pems:
+        part.write_to_path(tmp_path / "certificate.pem", append=True)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with (
+        serving(tmp_path, "tls_echo.py", str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")) as address,
+        socket.create_connection(address, timeout=SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        client.sendall(b"hello")
+        assert client.recv(100) == b"hello"
+
+
+def test_client_prints_the_answer_to_each_word(tmp_path):
+    with serving(tmp_path, "shout.py") as (host, port):
+        command = [sys.executable, str(EXAMPLES / "client.py"), f"tcp://{host}:{port}", "one", "two"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment(), check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ONE\nTWO\n", "")
+
+
+def demo(port: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "examples/demo.py", str(port)],
+        input="hello\nworld\n",
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        cwd=EXAMPLES.parent,
+        env=environment(),
+        check=False,
+    )
+
+
+def test_the_demo_fed_from_a_pipe_prints_the_answers_and_nothing_else():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    done = demo(port)
+    assert (done.returncode, done.stdout) == (0, "hello\nworld\n"), done.stderr
+    assert f"tcp://127.0.0.1:{port}" in done.stderr.splitlines()[0]
+
+
+def test_the_demo_takes_the_next_port_if_its_own_is_taken_and_says_so():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        done = demo(port)
+    assert (done.returncode, done.stdout) == (0, "hello\nworld\n"), done.stderr
+    notice, first_line = done.stderr.splitlines()[:2]
+    assert notice.startswith(f"Port {port} is taken; the demo uses ")
+    assert first_line.split("tcp://127.0.0.1:")[1] != str(port)
+
+
+def test_every_example_is_run_here():
+    text = Path(__file__).read_text()
+    assert [path.name for path in EXAMPLES.glob("*.py") if path.name not in text] == []

@@ -1,0 +1,216 @@
+"""Events as log lines, for people and for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+
+from longshore import events
+from longshore.errors import ConfigError
+from longshore.observers.logs import LogObserver, configure, default_failure_log, describe
+
+
+def raised(error):
+    try:
+        raise error
+    except type(error) as caught:
+        return caught
+
+
+STARTED = events.ServerStarted(
+    handler="Echo", addresses=("tcp://:1", "unix:///x"), strategy="green", reactor="portable", reason="the only one"
+)
+OPENED = events.ConnectionOpened(id=7, peer="10.0.0.1:99", local="tcp://:1")
+RESET = events.ConnectionClosed(
+    id=7,
+    peer="10.0.0.1:99",
+    local="tcp://:1",
+    cause="reset",
+    error=raised(ConnectionResetError(104, "reset by peer")),
+    received=3,
+    sent=4,
+    unsent=5,
+    messages=1,
+    duration=1.25,
+)
+FAILED = events.HandlerFailed(handler="Echo", peer="10.0.0.1:99", error=raised(ValueError("no good")))
+ALL = (
+    STARTED,
+    events.ServerPaused(),
+    events.ServerResumed(),
+    events.ServerDraining(connections=1, timeout=None),
+    events.ServerStopped(finished=1, cut=2, abandoned=("Echo for 10.0.0.1:99",), seconds=0.5),
+    OPENED,
+    RESET,
+    events.ConnectionRejected(peer="10.0.0.1:99", local="tcp://:1", limit="max_connections"),
+    events.AcceptFailed(local="tcp://:1", error=OSError(24, "Too many open files"), retry_in=1.0),
+    FAILED,
+    events.HandlerBlocked(
+        handler="Echo", peer=None, seconds=1.5, stack='  File "a.py", line 3, in handle\n    time.sleep(9)\n'
+    ),
+    events.DatagramDropped(peer="10.0.0.1:99", local="udp://:1", reason="truncated", size=9),
+    events.SlowReceiver(id=7, peer="10.0.0.1:99", pending=9, action="drop"),
+    events.LimitNear(limit="max_connections", value=8, maximum=10),
+    events.LimitsAdjusted(limit="max_connections", wanted=9, actual=5, reason="RLIMIT_NOFILE"),
+)
+
+
+@pytest.fixture(autouse=True)
+def logger_as_before():
+    """The `longshore` logger as it was."""
+    logger = logging.getLogger("longshore")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def written():
+    """Configure, log some events, and return what was written."""
+
+    def write(*some, stream=None, **options):
+        target = stream or io.StringIO()
+        observer = LogObserver(configure(stream=target, **options))
+        for event in some:
+            observer(event)
+        return target.getvalue()
+
+    return write
+
+
+def test_every_event_there_is_has_a_line_of_its_own():
+    assert {type(event).__name__ for event in ALL} == set(events.__all__) - {"Event"}
+    for event in ALL:
+        line = describe(event)
+        assert "\n" not in line
+        assert type(event).__name__ not in line
+
+
+def test_lines_say_who_what_and_why():
+    assert describe(STARTED) == "serving Echo on tcp://:1 and unix:///x (green, portable reactor: the only one)"
+    assert describe(RESET) == (
+        "10.0.0.1:99 #7 closed: reset (ConnectionResetError: [Errno 104] reset by peer), after 1.250 s, "
+        "3 bytes in, 4 out, 5 unsent, 1 message"
+    )
+    assert describe(FAILED) == "Echo failed for 10.0.0.1:99: ValueError: no good"
+    assert describe(ALL[10]).endswith('for 1.5 s, at File "a.py", line 3, in handle: time.sleep(9)')
+
+
+def test_an_event_that_is_not_known_here_is_a_line_of_its_fields():
+    class NewEvent(events.Event):
+        pass
+
+    assert describe(NewEvent()) == "NewEvent"
+
+
+def test_text_is_one_line_per_event_with_time_and_level(written):
+    lines = written(*ALL, level="debug").splitlines()
+    heads = [line for line in lines if line[:2] == "20"]
+    assert len(heads) == len(ALL)
+    assert all(line.split()[2] in ("debug", "info", "warning", "error") for line in heads)
+
+
+def test_an_event_s_own_level_decides_whether_it_is_logged(written):
+    assert written(OPENED, STARTED, level="info").count("\n") == 1
+    assert written(OPENED, STARTED, level="debug").count("\n") == 2
+    assert written(OPENED, STARTED, level="warning") == ""
+
+
+def test_a_failed_handler_has_one_traceback_and_a_reset_has_none(written):
+    assert written(FAILED).count("Traceback") == 1
+    assert written(FAILED).count("ValueError: no good\n") == 2
+    assert "Traceback" not in written(RESET, level="debug")
+
+
+def test_what_a_peer_says_cannot_forge_lines_or_colours(written):
+    error = raised(ValueError("bad\n2024-01-01 00:00:00 info forged\x1b[31m"))
+    line = describe(events.ConnectionClosed(id=1, peer="p", local="l", cause="framing", error=error))
+    assert "bad\\n2024-01-01 00:00:00 info forged\\x1b[31m" in line
+
+
+def test_json_is_one_object_per_line(written):
+    lines = [json.loads(line) for line in written(*ALL, format="json", level="debug").splitlines()]
+    assert [line["event"] for line in lines] == [type(event).__name__ for event in ALL]
+    assert all(line["level"] == event.level.lower() for line, event in zip(lines, ALL, strict=True))
+    assert all(line["time"].endswith("Z") for line in lines)
+    started, closed, failed = lines[0], lines[6], lines[9]
+    assert started["addresses"] == ["tcp://:1", "unix:///x"]
+    assert closed["error"] == "ConnectionResetError: [Errno 104] reset by peer"
+    assert (closed["cause"], closed["received"], closed["duration"]) == ("reset", 3, 1.25)
+    assert failed["traceback"].startswith("Traceback")
+    assert [line["event"] for line in lines if "traceback" in line] == ["HandlerFailed"]
+
+
+def test_other_records_of_the_logger_are_json_too():
+    stream = io.StringIO()
+    configure("json", stream=stream).warning("disk at %d %%", 93)
+    line = json.loads(stream.getvalue())
+    assert (line["event"], line["level"], line["message"]) == ("log", "warning", "disk at 93 %")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"),
+    [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({}, False), ({"TERM": "xterm", "NO_COLOR": "1"}, False)],
+)
+def test_lines_are_coloured_on_a_terminal_that_has_colours(written, monkeypatch, variables, coloured):
+    for name in ("TERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert ("\x1b[" in written(FAILED, stream=Terminal())) is coloured
+    assert "\x1b[" not in written(FAILED)
+
+
+def test_configuring_again_replaces_the_former_handler():
+    first, second = io.StringIO(), io.StringIO()
+    configure(stream=first)
+    LogObserver(configure(stream=second))(STARTED)
+    assert first.getvalue() == ""
+    assert second.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [{"format": "xml"}, {"level": "loud"}])
+def test_an_unknown_format_or_level_is_a_config_error(options):
+    with pytest.raises(ConfigError, match=r"xml|loud"):
+        configure(**options)
+
+
+def test_a_logger_of_ones_own_gets_the_event_itself():
+    records = []
+    logger = logging.Logger("mine", logging.DEBUG)
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger.addHandler(handler)
+    LogObserver(logger)(RESET)
+    assert records[0].longshore_event is RESET
+    assert records[0].getMessage() == describe(RESET)
+    assert records[0].levelname == "DEBUG"
+
+
+def test_failures_are_logged_once_each_when_nobody_subscribed():
+    stream = io.StringIO()
+    configure(stream=stream)
+    for event in ALL:
+        default_failure_log(event)
+    heads = [line for line in stream.getvalue().splitlines() if line[:2] == "20"]
+    assert [describe(event) for event in (ALL[4], ALL[8], FAILED, ALL[10], ALL[11])] == [
+        line.split(maxsplit=3)[3] for line in heads
+    ]
+    assert all(line.split()[2] in ("warning", "error") for line in heads)
+
+
+def test_the_system_s_failure_of_a_connection_is_one_but_not_a_peer_s():
+    stream = io.StringIO()
+    configure(stream=stream)
+    for cause in events.ConnectionClosed.CAUSES:
+        default_failure_log(events.ConnectionClosed(id=1, peer="p", local="l", cause=cause))
+    assert stream.getvalue().count("\n") == 1
+    assert "p #1 closed: error" in stream.getvalue()
