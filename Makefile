@@ -27,7 +27,8 @@ help: ## Show this list
 .PHONY: setup
 setup: $(STAMP) ## Make .venv with the locked packages and Longshore itself (once; again when they change)
 
-# All of its output goes to stderr, so that `make demo` leaves stdout to the answers.
+# All of its output goes to stderr, so that `make demo` leaves stdout to the answers.  Bytecode is written here, as
+# a machine that sets PYTHONDONTWRITEBYTECODE would compile all of Longshore again at every start.
 $(STAMP): $(LOCK) pyproject.toml
 	@test -n '$(PYTHON)' || { \
 		echo 'No Python 3.11 or newer with venv and pip was found (looked for: $(CANDIDATES)).' >&2; \
@@ -39,6 +40,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	@test -x $(BIN)/python && $(BIN)/python -c '$(USABLE)' 2>/dev/null || '$(PYTHON)' -m venv --clear $(VENV) >&2
 	@$(BIN)/python -m pip install --quiet --no-cache-dir --require-hashes -r $(LOCK) >&2
 	@$(BIN)/python -m pip install --quiet --no-cache-dir --no-deps --no-build-isolation --editable . >&2
+	@$(BIN)/python -m compileall -q src
 	@touch $@
 
 .PHONY: demo

@@ -123,12 +123,18 @@ class Admission:
         overflow = self._host.limits.overflow
         if not self._full or overflow == "reject":
             return True
-        if overflow == "evict-idle":
-            self._evict()
+        # Nobody is evicted before there is somebody to take the place.
+        if overflow == "evict-idle" and knocking and not self._evict():
+            self._host.reactor.call_later(EVICT_AGAIN, self._look_again, acceptor)
         return not self._full
 
-    def _evict(self) -> None:
-        """End the connection that has been idle for the longest; busy ones are never evicted."""
+    def _look_again(self, acceptor: Acceptor) -> None:
+        """Let the kernel tell again of who waits, as somebody may have become idle."""
+        if self._accepting:
+            acceptor.resume()
+
+    def _evict(self) -> bool:
+        """End the connection that has been idle for the longest; False if all are busy, as those never are evicted."""
         found: tuple[float, Session] | None = None
         for session in self.sessions:
             since = session.idle_since()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from longshore.buffers import InputBuffer
@@ -328,6 +329,8 @@ class SocketLink:
         self._max_pending = max_pending
         self._writing = threading.RLock()
         self._unsent = bytearray()
+        #: What `try_write` was given while somebody else was writing.
+        self._late: deque[bytes] = deque()
         self._closed: BaseException | None = None
         self.input = InputBuffer(peer, framing)
         self.cause: tuple[str, BaseException | None] | None = None
@@ -342,7 +345,7 @@ class SocketLink:
     @property
     def pending(self) -> int:
         """Bytes that were queued by `try_write` and that the kernel has not taken."""
-        return len(self._unsent)
+        return len(self._unsent) + sum(map(len, tuple(self._late)))
 
     @property
     def tls_object(self) -> Any:
@@ -393,6 +396,8 @@ class SocketLink:
                 if isinstance(error, LongshoreError):
                     raise
                 raise WriteTimeout(f"{self._peer} took nothing in {timeout:g} s") from None
+        if self._late:
+            self._send_late()
 
     @property
     def ended(self) -> bool:
@@ -401,21 +406,29 @@ class SocketLink:
 
     def try_write(self, data: bytes) -> bool:
         """Send what goes at once; the rest is queued, within `max_pending_bytes`."""
-        if self._closed is not None or not self._writing.acquire(blocking=False):
-            # Somebody is in the middle of a write that waits: the peer does not keep up.
+        if self._closed is not None or self.pending > self._max_pending or (self._unsent and self.finish_later is None):
             return False
+        self._late.append(bytes(data))
         try:
-            if len(self._unsent) > self._max_pending or (self._unsent and self.finish_later is None):
-                return False
-            self._unsent += data
-            self.send_unsent()
-            if self._unsent and self.finish_later is not None:
-                self.finish_later(self)
-            return True
+            self._send_late()
         except OSError:
             return False
-        finally:
-            self._writing.release()
+        return True
+
+    def _send_late(self) -> None:
+        """Send what came in while somebody was writing; who finds the lock taken leaves it to its holder.
+
+        No message is forgotten: a holder looks here again after it has let the lock go.
+        """
+        while self._late and self._writing.acquire(blocking=False):
+            try:
+                while self._late:
+                    self._unsent += self._late.popleft()
+                self.send_unsent()
+                if self._unsent and self.finish_later is not None:
+                    self.finish_later(self)
+            finally:
+                self._writing.release()
 
     def send_unsent(self) -> bool:
         """Send what was queued as far as the kernel takes it now; True once nothing is left."""

@@ -12,7 +12,6 @@ import contextvars
 import threading
 from typing import TYPE_CHECKING, Any
 
-from longshore import addresses as urls
 from longshore import reactor as reactors
 from longshore import strategies
 from longshore.admission import Admission
@@ -34,6 +33,7 @@ from longshore.lifespan import Lifespan
 from longshore.peers import DatagramService
 from longshore.reports import DrainReport, Statistics
 from longshore.subscribers import Subscribers
+from longshore.targets import Targets
 from longshore.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -105,8 +105,6 @@ class Server:
         for name, value in (("proxy", proxy), ("shared", shared), ("pool", pool)):
             if value is not None:
                 raise ConfigError(f"{name}={value!r}: this release has no {name} yet", hint=f"Leave {name} out.")
-        if not addresses:
-            raise ConfigError("a server needs an address", hint='For instance "tcp://127.0.0.1:5000".')
         self.handler: Handler = understand(handler)
         self.limits = limits or Limits()
         self.timeouts = timeouts or Timeouts()
@@ -115,9 +113,7 @@ class Server:
         self.draining = False
         #: What `lifespan` gave.
         self.state: Any = None
-        self._targets = [urls.parse(item) if isinstance(item, str) else item for item in addresses]
-        self._check_targets()
-        self._tls_context = self._make_tls(tls)
+        self._targets = Targets(addresses, self.handler, self.framing, tls)
         self._lifespan = Lifespan(lifespan, self.strategy_name)
         self._machine = Machine(SERVER)
         self._context = contextvars.copy_context()
@@ -126,7 +122,6 @@ class Server:
         self._stopped = Latch()
         self._start_error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._stop_asked = False
         self._subscribers = Subscribers()
         #: Tell the subscribers of an event; from any thread.
         self.emit: Callable[[Event], None] = self._subscribers.emit
@@ -142,31 +137,6 @@ class Server:
         self._strategy: Strategy = None  # type: ignore[assignment]
         self._admission = Admission(self, self.strategy_name)
         self._on_end: Callable[[], object] | None = None
-
-    def _check_targets(self) -> None:
-        kinds = []
-        for target in self._targets:
-            if isinstance(target, urls.Address):
-                kind = "stream" if target.is_stream else "packets" if target.scheme == "seqpacket" else "datagram"
-                if target.scheme in ("fd", "systemd"):
-                    continue
-                kinds.append((kind, target.text))
-        check_addresses(self.handler, self.framing, kinds)
-
-    def _make_tls(self, tls: TLS | None) -> Any:
-        needs = any(isinstance(target, urls.Address) and target.is_tls for target in self._targets)
-        if tls is None:
-            if needs:
-                raise ConfigError(
-                    "a tls:// address needs a certificate",
-                    hint="Pass tls=TLS(certfile=..., keyfile=...), or TLS(context=...).",
-                )
-            return None
-        if not needs:
-            return None
-        from longshore.tls import server_context
-
-        return server_context(tls)
 
     # -- what users ask ----------------------------------------------------------------------------------
 
@@ -409,7 +379,7 @@ class Server:
 
         self._machine.to("starting")
         try:
-            for target in self._targets:
+            for target in self._targets.items:
                 self._listeners += bind(target)
             check_addresses(self.handler, self.framing, [(item.kind, item.url) for item in self._listeners])
             self.reactor, self._reactor_reason = reactors.create(self.clock)
@@ -464,7 +434,7 @@ class Server:
             if listener.kind == "datagram":
                 self._services.append(DatagramService(self, listener.socket, listener.url, self._strategy.datagram))
         listening = [listener for listener in self._listeners if listener.kind != "datagram"]
-        self._admission.open(listening, self._strategy, self._tls_context)
+        self._admission.open(listening, self._strategy, self._targets.tls_context)
         for seconds, function in self._repeating:
             self._repeat(seconds, function, first=True)
         self._watchdog = Watchdog(self) if self.strategy_name in ("reactor", "green", "async") else None
@@ -617,10 +587,8 @@ class Server:
         abandoned = self._strategy.close()
         now = self.reactor.now()
         report = self._report or DrainReport(self._finished, self._cut, (), now - (self._end_began or now))
-        names = report.abandoned + tuple(name for name in abandoned if name not in report.abandoned)
-        self._report = DrainReport(
-            report.finished, report.cut, names if abandoned else report.abandoned, report.seconds
-        )
+        # A handler that was abandoned may be known twice: by its connection, and by the thread that it is on.
+        self._report = DrainReport(report.finished, report.cut, abandoned or report.abandoned, report.seconds)
         self._admission.close()
         self._release()
 

@@ -40,11 +40,24 @@ class Watchdog:
     def _watch(self) -> None:
         named: float | None = None
         reactor = self._host.reactor
+        # Inside of an event loop, handlers run between the reactor's turns: what tells is an answer that does not come.
+        asked: float | None = None
+        embedded = self._host.strategy_name == "async"
+
+        def answer() -> None:
+            nonlocal asked
+            asked = None
+
         while True:
             limit = self._host.timeouts.blocked
             if self._ended.wait(0.5 if limit is None else limit / 2):
                 return
             since = reactor.busy_since
+            if embedded and since is None:
+                since = asked
+                if asked is None:
+                    asked = time.monotonic()
+                    reactor.post(answer)
             if since is None or since == named or limit is None or time.monotonic() - since < limit:
                 continue
             named = since

@@ -122,6 +122,7 @@ def test_a_reset_is_told_in_one_line_and_ends_with_1(listener, piped):
     assert text.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_silence_after_the_end_of_input_is_told_when_there_is_a_timeout(listener, piped):
     process = piped(url_of(listener), "--timeout", "0.3")
     peer, _ = listener.accept()
@@ -179,6 +180,7 @@ def test_values_are_typed_and_shown_as_json(serving, run, app):
         assert result.stdout.decode() == '{"sum": 3, "as": "Grüße"}\n{"sum": 0, "as": "Grüße"}\n'
 
 
+@pytest.mark.slow
 def test_a_line_that_is_no_message_is_told(serving, run, app):
     (app / "same.py").write_text("def same(message, connection):\n    return message\n")
     with serving("same.py", "--bind", "tcp://127.0.0.1:0", "--framing", "json", cwd=app) as server:
@@ -202,6 +204,7 @@ def test_a_stream_that_ends_in_the_middle_of_a_message_is_an_error(listener, pip
 
 
 @pytest.mark.parametrize("address", ["udp://127.0.0.1:0", "unixgram://{app}/d.sock", "seqpacket://{app}/s.sock"])
+@pytest.mark.slow
 def test_on_addresses_of_messages_each_line_is_one_message_and_each_reply_one_line(serving, run, app, address):
     with serving("several.py:answer", "--bind", address.format(app=app), cwd=app) as server:
         result = run("connect", server.url, stdin=b"one\ntwo\n")
@@ -209,6 +212,7 @@ def test_on_addresses_of_messages_each_line_is_one_message_and_each_reply_one_li
         assert sorted(result.stdout.splitlines()) == [b"got one", b"got two"]
 
 
+@pytest.mark.slow
 def test_a_datagram_server_that_never_replies_does_not_keep_the_command(serving, run, app):
     (app / "silent.py").write_text("def silent(message, connection):\n    return None\n")
     with serving("silent.py", "--bind", "udp://127.0.0.1:0", cwd=app) as server:
@@ -225,6 +229,7 @@ def authority(app):
     return ca
 
 
+@pytest.mark.slow
 def test_tls_verifies_unless_told_otherwise(serving, run, app, authority):
     with serving("echo.py", "--bind", "tls://localhost:0", "--certfile", "server.pem", cwd=app) as server:
         url = f"tls://localhost:{server.url.rpartition(':')[2]}"
@@ -248,6 +253,7 @@ def test_a_plain_server_at_a_tls_address_is_told(serving, run, app):
         assert b"Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_terminal_has_a_prompt_and_shows_replies_above_it(serving, terminal, app):
     with serving("echo.py", "--bind", "tcp://127.0.0.1:0", cwd=app) as server:
         child = terminal(server.url)

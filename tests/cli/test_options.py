@@ -105,6 +105,7 @@ def test_an_idle_client_does_not_keep_it_from_ending(serving, app):
             assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_command_line_wins_over_environment_and_file(serving, app):
     (app / "longshore.toml").write_text(
         f"[serve]\nbind = ['unix://{app}/file.sock']\nstrategy = 'inline'\nframing = 'lines'\n"
@@ -122,6 +123,7 @@ def test_a_variable_may_name_several_addresses(serving, app):
         assert f"unix://{app}/a and unix://{app}/b" in server.first_line
 
 
+@pytest.mark.slow
 def test_a_framing_of_ones_own_is_taken_by_module_and_name(serving, run, app):
     (app / "own.py").write_text(
         "from longshore.framing import Delimited\n\n"
@@ -145,6 +147,7 @@ def test_a_handler_of_the_standard_library_is_served(serving, run, app):
         assert run("connect", server.url, stdin=b"one\ntwo\n").stdout == b"one\n"
 
 
+@pytest.mark.slow
 def test_a_module_is_found_in_the_current_directory(serving, run, app):
     package = app / "gateway"
     package.mkdir()

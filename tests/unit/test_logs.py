@@ -10,7 +10,7 @@ import pytest
 
 from longshore import events
 from longshore.errors import ConfigError
-from longshore.observers.logs import LogObserver, configure, default_failure_log, describe
+from longshore.observers.logs import LogObserver, configure, describe
 
 
 def raised(error):
@@ -193,24 +193,3 @@ def test_a_logger_of_ones_own_gets_the_event_itself():
     assert records[0].longshore_event is RESET
     assert records[0].getMessage() == describe(RESET)
     assert records[0].levelname == "DEBUG"
-
-
-def test_failures_are_logged_once_each_when_nobody_subscribed():
-    stream = io.StringIO()
-    configure(stream=stream)
-    for event in ALL:
-        default_failure_log(event)
-    heads = [line for line in stream.getvalue().splitlines() if line[:2] == "20"]
-    assert [describe(event) for event in (ALL[4], ALL[8], FAILED, ALL[10], ALL[11])] == [
-        line.split(maxsplit=3)[3] for line in heads
-    ]
-    assert all(line.split()[2] in ("warning", "error") for line in heads)
-
-
-def test_the_system_s_failure_of_a_connection_is_one_but_not_a_peer_s():
-    stream = io.StringIO()
-    configure(stream=stream)
-    for cause in events.ConnectionClosed.CAUSES:
-        default_failure_log(events.ConnectionClosed(id=1, peer="p", local="l", cause=cause))
-    assert stream.getvalue().count("\n") == 1
-    assert "p #1 closed: error" in stream.getvalue()

@@ -6,6 +6,7 @@ error and nothing else, so the first line that comes says what is served, where,
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -83,6 +84,7 @@ class _Printer:
         self._log(event)
 
     def _start(self, event: ServerStarted) -> None:
+        gc.enable()
         if self._format == "json":
             # In one format or the other, never both: whoever reads JSON reads the first line as well.  It is
             # printed at every level, because it is what says that the server accepts.

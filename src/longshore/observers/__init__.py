@@ -7,6 +7,6 @@ same with or without it.
 
 from __future__ import annotations
 
-from longshore.observers.logs import LogObserver, configure, default_failure_log
+from longshore.observers.logs import LogObserver, configure
 
-__all__ = ("LogObserver", "configure", "default_failure_log")
+__all__ = ("LogObserver", "configure")

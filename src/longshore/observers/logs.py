@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from longshore.events import Event
 
-__all__ = ("JsonFormatter", "LogObserver", "TextFormatter", "configure", "default_failure_log", "describe")
+__all__ = ("JsonFormatter", "LogObserver", "TextFormatter", "configure", "describe")
 
 #: The attribute of a log record under which its event stands, for handlers of your own.
 RECORD_ATTRIBUTE = "longshore_event"
@@ -55,25 +55,6 @@ class LogObserver:
         number = logging.getLevelName(level or event.level)
         extra = {RECORD_ATTRIBUTE: event}
         logger.handle(logger.makeRecord(logger.name, number, "", 0, "%s", (describe(event),), exception, extra=extra))
-
-
-def default_failure_log(event: Event) -> None:
-    """Log `event` if it tells of a failure; what a server does with its events when nobody subscribed."""
-    if isinstance(event, events.ConnectionClosed):
-        # What a peer does wrong is everyday life.  A failed handler has its own event; this is the system's failure.
-        failed = event.cause == "error"
-    elif isinstance(event, events.ServerStopped):
-        failed = bool(event.abandoned)
-    else:
-        failed = isinstance(
-            event, (events.HandlerFailed, events.HandlerBlocked, events.AcceptFailed, events.DatagramDropped)
-        )
-    if not failed:
-        return
-    level = event.level if event.level in ("WARNING", "ERROR") else "WARNING"
-    observer = LogObserver()
-    if observer.logger.isEnabledFor(logging.getLevelName(level)):
-        observer.log(event, level)
 
 
 def describe(event: Event) -> str:

@@ -87,6 +87,11 @@ class PortableReactor:
         self.wake()
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called: nothing that is posted now will ever be called."""
+        return self._closed
+
+    @property
     def stopped(self) -> bool:
         """Whether `stop` was called."""
         return self._stopping

@@ -146,6 +146,11 @@ class Stream:
             self.watch.waiting = False
         self._update()
 
+    def take_arrived(self) -> None:
+        """Read what the kernel has already, without waiting for it to tell: it counts as arrived."""
+        if self.state == "open" and self._events & selectors.EVENT_READ:
+            self._read()
+
     def end_input(self) -> None:
         """Read no more: the handler sees the end of the stream."""
         self.input.end()

@@ -114,6 +114,9 @@ class BlockingSession(Session):
             error = caught
         sock = self._surrender()
         post(self._returned, error, sock)
+        if sock is not None and self.host.reactor.closed:
+            # The handler had been abandoned, and whoever would have ended the connection in order is gone.
+            sock.close()
         return error if isinstance(error, (KeyboardInterrupt, SystemExit)) else None
 
     def _handshake(self) -> None:
@@ -260,6 +263,14 @@ class BlockingSession(Session):
         else:
             self._stream.flush()
             self._stream.fail("cut", self._stopping())
+
+    def evict(self) -> None:
+        """End now, because another connection needs the place."""
+        self.guard.interrupt("evicted", ClosedError(f"{self.peer} was idle, and its place was needed"))
+
+    def evict(self) -> None:
+        """Let the handler's wait for input raise; nothing is owed to an idle peer."""
+        self.guard.interrupt("evicted", ClosedError(f"{self.peer} was idle, and its place was needed"))
 
     def _stopping(self) -> ClosedError:
         return ClosedError(f"the connection to {self.peer} was cut: the server is stopping")

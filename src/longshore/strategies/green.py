@@ -126,11 +126,17 @@ class GreenLink(StreamLink):
     def wait_input(self, timeout: float | None) -> None:
         """Park until more input came; while the server drains, what owes nothing sees the end of the stream."""
         if self.draining and not self.stream.owing and not self.stream.input.unread:
-            self.stream.end_input()
+            self.end_for_drain()
             return
         super().wait_input(timeout)
 
+    def end_for_drain(self) -> None:
+        """End the input, because the server drains."""
+        self.ended_for_drain = True
+        self.stream.end_input()
+
     draining = False
+    ended_for_drain = False
 
     def _resume(self, waiting: greenlet.greenlet) -> None:
         if not waiting.dead:
@@ -187,8 +193,12 @@ class _GreenSession(StreamSession):
                     cause = self._failure[0] if self._failure else "handler failed"
             except greenlet.GreenletExit:
                 cause = "cut"
+            else:
+                if cause == "finished" and self._link.ended_for_drain:
+                    cause = "drained"
         finally:
-            self.stream.close(cause, error)
+            # A peer that is owed nothing when the server drains is not sending, so there is nothing to wait for.
+            self.stream.close(cause, error, linger=self.is_owed or not self.connection.draining)
             self.handler_returned()
 
     def _converse(self) -> str:
@@ -227,6 +237,7 @@ class _GreenSession(StreamSession):
 
     def drain(self, deadline: float | None) -> None:
         """Call the hook; whoever waits and owes nothing sees the end of the stream."""
+        self.stream.take_arrived()
         self.connection.draining = True
         self._link.draining = True
         if self._handler is not None:
@@ -234,7 +245,7 @@ class _GreenSession(StreamSession):
         if self.stream.state == "opening":
             self.stream.close("drained")
         elif self.stream.watch.waiting and not self.stream.owing and not self.stream.input.unread:
-            self.stream.end_input()
+            self._link.end_for_drain()
             self._link.arrived()
 
     def cut(self) -> None:

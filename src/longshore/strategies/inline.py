@@ -67,6 +67,8 @@ class InlineStrategy:
         except BaseException as error:
             failure.append(error)
         finally:
+            # The system gives a thread's number to the next one, which is not the reactor's.
+            self._host.reactor.thread = None
             self._jobs.put(None)
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:

@@ -180,6 +180,8 @@ class _MessageSession(StreamSession):
 
     def drain(self, deadline: float | None) -> None:
         """Call the hook, then end as soon as nothing is owed."""
+        # What has come before the drain is owed an answer, also if the kernel still has it.
+        self.stream.take_arrived()
         self.connection.draining = True
         if self._handler is not None:
             self._guarded(self._handler.draining, deadline)

@@ -286,6 +286,7 @@ class _PooledSession(StreamSession):
 
     def drain(self, deadline: float | None) -> None:
         """Call the hook, then end as soon as nothing is owed."""
+        self.stream.take_arrived()
         self.connection.draining = True
         if not self._started:
             self.stream.close("drained")
@@ -295,7 +296,7 @@ class _PooledSession(StreamSession):
 
     def cut(self) -> None:
         """Flush what goes, and end."""
-        self.stream.close("cut", self.stopping(), linger=self.is_owed or self.stream.owing)
+        self.stream.close("cut", self.stopping(), linger=bool(self.stream.pending))
 
     def traffic(self) -> tuple[int, int, int]:
         """Bytes received, sent, unsent."""

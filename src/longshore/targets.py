@@ -1,0 +1,58 @@
+"""What a server is asked to listen on, checked before anything is bound.
+
+The only place that judges addresses, handler, framing and TLS together.  It opens nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from longshore.addresses import Address, parse
+from longshore.errors import ConfigError
+from longshore.handlers import check_addresses
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable
+
+    from longshore.config import TLS
+    from longshore.framing import Framing
+    from longshore.handlers import Handler
+
+__all__ = ("Targets",)
+
+
+class Targets:
+    """Addresses and ready-made sockets, in the order given.
+
+    Raises:
+        ConfigError: there are none, a URL is no good, the handler cannot serve one, or TLS has no certificate.
+    """
+
+    def __init__(
+        self, given: Iterable[str | socket.socket], handler: Handler, framing: Framing | None, tls: TLS | None
+    ) -> None:
+        self.items = [parse(item) if isinstance(item, str) else item for item in given]
+        if not self.items:
+            raise ConfigError("a server needs an address", hint='For instance "tcp://127.0.0.1:5000".')
+        addresses = [item for item in self.items if isinstance(item, Address)]
+        # What a socket, an inherited one too, turns out to be is seen once it is bound.
+        known = [item for item in addresses if item.scheme not in ("fd", "systemd")]
+        check_addresses(handler, framing, [(_kind(item), item.text) for item in known])
+        #: The `ssl.SSLContext` of the addresses that speak TLS; None if none does.
+        self.tls_context: Any = None
+        if any(item.is_tls for item in addresses):
+            if tls is None:
+                raise ConfigError(
+                    "a tls:// address needs a certificate",
+                    hint="Pass tls=TLS(certfile=..., keyfile=...), or TLS(context=...).",
+                )
+            from longshore.tls import server_context
+
+            self.tls_context = server_context(tls)
+
+
+def _kind(address: Address) -> str:
+    if address.is_stream:
+        return "stream"
+    return "seqpacket" if address.scheme == "seqpacket" else "datagram"

@@ -1,0 +1,280 @@
+"""Peers that misbehave: their connection ends, with one event that names the cause, and nothing else changes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from longshore import LengthPrefixed, Limits, Lines, Timeouts
+from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
+from longshore.testing import Client
+
+
+def answer(message: bytes, connection: Any) -> bytes:
+    return message.upper()
+
+
+class Bystander:
+    """A well-behaved connection beside the bad one, which must not notice anything."""
+
+    def __init__(self, server: Any, *, present: bool = True) -> None:
+        self._server = server
+        self._client = Client(server.url) if present else None
+
+    def __enter__(self) -> Bystander:
+        self.speaks()
+        return self
+
+    def speaks(self) -> None:
+        if self._client is not None:
+            assert self._client.request(b"hello") == b"HELLO"
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._client is not None:
+            self.speaks()
+            self._client.close()
+
+
+def end_of_the_bad_one(server: Any, count: int = 1) -> ConnectionClosed:
+    closed = server.events.wait_for_count(ConnectionClosed, count)
+    assert len(closed) == count, closed
+    assert all(event.cause in ConnectionClosed.CAUSES for event in closed)
+    return closed[-1]
+
+
+@pytest.fixture
+def bystander(framed):
+    """Whether there is one: a strategy that serves one at a time has none."""
+    return lambda server: Bystander(server, present=framed.strategy != "inline")
+
+
+def test_an_oversized_message_ends_its_connection(framed, serve, bystander):
+    server = serve(framed, answer, framing=Lines(max_size=1000))
+    with bystander(server):
+        with Client(server.url) as bad:
+            bad.send(b"x" * 100_000)
+            assert bad.recv_until_closed() == b""
+            closed = end_of_the_bad_one(server)
+        assert closed.cause == "framing"
+        assert "1000" in str(closed.error)
+        assert closed.peer in str(closed.error)
+    assert server.events.of(HandlerFailed) == []
+
+
+def test_a_header_of_two_gigabytes_ends_its_connection(framed, serve):
+    server = serve(framed, answer, framing=LengthPrefixed(4))
+    with Client(server.url) as bad:
+        bad.send(b"\x00\x00\x00\x02ok\x7f\xff\xff\xff")
+        assert bad.recv_until_closed() == b"\x00\x00\x00\x02OK"
+    closed = end_of_the_bad_one(server)
+    assert closed.cause == "framing"
+    assert server.events.of(HandlerFailed) == []
+
+
+def test_a_malformed_message_ends_its_connection(framed, serve):
+    from longshore import Netstring
+
+    server = serve(framed, answer, framing=Netstring())
+    with Client(server.url) as bad:
+        bad.send(b"2:ok,garbage")
+        assert bad.recv_until_closed() == b"2:OK,"
+    closed = end_of_the_bad_one(server)
+    assert closed.cause == "framing"
+    assert server.events.of(HandlerFailed) == []
+
+
+def test_a_stream_that_ends_in_mid_message_is_a_framing_error(framed, serve, bystander):
+    server = serve(framed, answer)
+    with bystander(server):
+        with Client(server.url) as bad:
+            bad.send(b"whole\nhalf")
+            bad.half_close()
+            assert bad.recv_until_closed() == b"WHOLE\n"
+        closed = end_of_the_bad_one(server)
+        assert closed.cause == "framing"
+    assert server.events.of(HandlerFailed) == []
+
+
+def test_half_a_message_and_then_silence_is_a_timeout(framed, serve, longshore_clock):
+    server = serve(framed, answer, timeouts=Timeouts(idle=60, first_byte=10, lifetime=3600))
+    with Client(server.url) as bad:
+        assert bad.request(b"hello") == b"HELLO"
+        bad.send(b"half")
+        received(server, 10)
+        longshore_clock.advance(61)
+        assert bad.recv_until_closed() == b""
+        closed = end_of_the_bad_one(server)
+    assert closed.cause == "timeout"
+    assert "idle=60" in str(closed.error)
+    assert server.events.of(HandlerFailed) == []
+
+
+def received(server: Any, count: int) -> None:
+    """Return once the server has taken `count` bytes of its only connection from the kernel."""
+    pause = threading.Event()
+    for _ in range(2000):
+        if sum(session.traffic()[0] for session in tuple(server._admission.sessions)) >= count:
+            return
+        # A byte that comes makes no event, so this looks again, at most for two seconds.
+        pause.wait(0.001)
+    raise AssertionError(f"the server has not received {count} bytes")
+
+
+def test_a_peer_that_says_nothing_is_a_timeout(shape, serve, longshore_clock):
+    server = serve(shape, answer, timeouts=Timeouts(first_byte=10))
+    with Client(server.url) as bad:
+        server.events.wait_for(ConnectionOpened)
+        longshore_clock.advance(11)
+        assert bad.recv_until_closed() == b""
+        closed = end_of_the_bad_one(server)
+    assert closed.cause == "timeout"
+    assert "first_byte=10" in str(closed.error)
+    assert server.events.of(HandlerFailed) == []
+
+
+def test_a_peer_that_outstays_its_lifetime_is_a_timeout(shape, serve, longshore_clock):
+    server = serve(shape, answer, timeouts=Timeouts(lifetime=100))
+    with Client(server.url) as bad:
+        assert bad.request(b"hello") == b"HELLO"
+        longshore_clock.advance(101)
+        assert bad.recv_until_closed() == b""
+        closed = end_of_the_bad_one(server)
+    assert closed.cause == "timeout"
+    assert "lifetime=100" in str(closed.error)
+
+
+def test_a_reset_in_mid_message_is_a_reset(framed, serve, bystander):
+    server = serve(framed, answer)
+    with bystander(server):
+        bad = Client(server.url)
+        assert bad.request(b"hello") == b"HELLO"
+        bad.send(b"half")
+        bad.reset()
+        closed = end_of_the_bad_one(server)
+        assert closed.cause == "reset"
+    assert server.events.of(HandlerFailed) == []
+
+
+def test_a_reset_in_a_class_handler_is_a_reset_and_no_failure(longshore_server, serve):
+    import socketserver
+
+    class Echo(socketserver.StreamRequestHandler):
+        def handle(self):
+            for line in self.rfile:
+                self.wfile.write(line)
+
+    for strategy in ("threads", "green", "inline"):
+        server = longshore_server(Echo, strategy=strategy)
+        bad = Client(server.url)
+        assert bad.request(b"hello") == b"hello"
+        bad.reset()
+        assert end_of_the_bad_one(server).cause == "reset"
+        assert server.events.of(HandlerFailed) == []
+
+
+def test_a_peer_that_never_reads_is_a_timeout(framed, serve, bystander, longshore_clock):
+    server = serve(framed, answer, limits=Limits(max_pending_bytes=64 * 1024), timeouts=Timeouts(write=30, idle=9000))
+    with bystander(server):
+        with Client(server.url, receive_buffer=4096) as bad:
+            bad.stall()
+            bad.socket.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                while True:
+                    bad.socket.send(b"x" * 1023 + b"\n")
+            longshore_clock.advance(31)
+            closed = end_of_the_bad_one(server)
+        assert closed.cause == "timeout"
+        assert "write=30" in str(closed.error)
+        assert closed.unsent > 0 or framed.strategy in ("threads", "inline")
+    assert server.events.of(HandlerFailed) == []
+
+
+def test_garbage_on_a_tls_port_ends_in_the_handshake(shape, serve, certificates):
+    server = serve(shape, answer, "tls://127.0.0.1:0", tls=certificates.server_tls())
+    plain = server.url.replace("tls:", "tcp:")
+    with Client(plain) as bad:
+        bad.send(os.urandom(2000))
+        bad.recv_until_closed()
+    assert end_of_the_bad_one(server).cause == "handshake"
+    with Client(server.url) as good:
+        assert good.request(b"hello") == b"HELLO"
+    assert server.events.of(HandlerFailed) == []
+
+
+def test_plain_text_on_a_tls_port_ends_in_the_handshake(shape, serve, certificates):
+    server = serve(shape, answer, "tls://127.0.0.1:0", tls=certificates.server_tls())
+    with Client(server.url.replace("tls:", "tcp:")) as bad:
+        bad.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        bad.recv_until_closed()
+    closed = end_of_the_bad_one(server)
+    assert closed.cause == "handshake"
+    assert closed.error is not None
+    assert server.events.of(ConnectionOpened) == []
+    assert server.events.of(HandlerFailed) == []
+
+
+def test_silence_on_a_tls_port_ends_in_the_handshake(shape, serve, certificates, longshore_clock):
+    server = serve(
+        shape, answer, "tls://127.0.0.1:0", tls=certificates.server_tls(), timeouts=Timeouts(handshake=10)
+    )
+    with Client(server.url.replace("tls:", "tcp:")) as bad:
+        sessions(server, 1)
+        longshore_clock.advance(11)
+        assert bad.recv_until_closed() == b""
+    closed = end_of_the_bad_one(server)
+    assert closed.cause == "handshake"
+    assert "handshake=10" in str(closed.error)
+
+
+def sessions(server: Any, count: int) -> None:
+    """Return once the server has accepted `count` connections; before a handshake there is no event to wait for."""
+    pause = threading.Event()
+    for _ in range(2000):
+        if server.statistics().accepted >= count:
+            return
+        pause.wait(0.001)
+    raise AssertionError(f"the server has not accepted {count} connections")
+
+
+def test_a_client_without_the_certificate_ends_in_the_handshake(shape, serve, certificates):
+    tls = certificates.server_tls(client_ca=certificates.authority)
+    server = serve(shape, answer, "tls://127.0.0.1:0", tls=tls)
+    with pytest.raises(OSError), Client(server.url, tls=certificates.client_context()) as bad:
+        bad.send(b"hello\n")
+        # TLS 1.3 lets the client finish first: it learns of the refusal with its first read.
+        if not bad.recv():
+            raise ConnectionResetError
+    assert end_of_the_bad_one(server).cause == "handshake"
+    assert server.events.of(HandlerFailed) == []
+
+
+def test_a_client_that_leaves_in_the_handshake_ends_there(shape, serve, certificates):
+    server = serve(shape, answer, "tls://127.0.0.1:0", tls=certificates.server_tls())
+    with Client(server.url.replace("tls:", "tcp:")) as bad:
+        bad.half_close()
+        bad.recv_until_closed()
+    assert end_of_the_bad_one(server).cause == "handshake"
+    assert server.events.of(HandlerFailed) == []
+
+
+@pytest.mark.slow
+def test_two_hundred_connections_that_open_and_close_leave_nothing(shape, serve):
+    server = serve(shape, answer)
+    for number in range(200):
+        client = Client(server.url)
+        if number % 2:
+            client.reset()
+        else:
+            client.close()
+    # A connection that is reset in the kernel's queue may never be seen; every one that is has one end.
+    with Client(server.url) as good:
+        assert good.request(b"hello") == b"HELLO"
+    server.drain()
+    closed = server.events.of(ConnectionClosed)
+    assert len(closed) == server.statistics().accepted >= 101
+    assert {event.cause for event in closed} <= {"peer closed", "finished", "reset"}
+    assert len({event.id for event in closed}) == len(closed)
+    assert server.events.of(HandlerFailed) == []
