@@ -17,12 +17,15 @@ from longshore.limits import Gate
 if TYPE_CHECKING:
     from longshore.config import Limits
     from longshore.listeners import Listener
+    from longshore.reactor.acceptor import Acceptor
     from longshore.strategies import Host, Session, Strategy
 
 __all__ = ("Admission",)
 
 #: Descriptors that a server needs beside its connections.
 SPARE_DESCRIPTORS = 64
+#: Seconds until a full server whose connections were all busy looks again for an idle one to evict.
+EVICT_AGAIN = 0.05
 
 
 class Admission:
@@ -116,8 +119,8 @@ class Admission:
 
     # -- one connection ----------------------------------------------------------------------------------
 
-    def may_accept(self) -> bool:
-        """Whether one more connection may be accepted now; else the acceptors pause."""
+    def may_accept(self, acceptor: Acceptor, *, knocking: bool) -> bool:
+        """Whether one more connection may be accepted now; `knocking` says that one waits for sure."""
         if not self._accepting:
             return False
         overflow = self._host.limits.overflow
@@ -140,8 +143,10 @@ class Admission:
             since = session.idle_since()
             if since is not None and (found is None or since < found[0]):
                 found = since, session
-        if found is not None:
-            found[1].evict()
+        if found is None:
+            return False
+        found[1].evict()
+        return True
 
     def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Take an accepted connection, or turn it away."""
@@ -152,14 +157,7 @@ class Admission:
             return
         self.accepted += 1
         _set_options(sock, listener)
-        try:
-            session = self._strategy.open(sock, peer, listener.url, self._tls_context if listener.is_tls else None)
-        except OSError:
-            # The peer was gone before we could ask for its name.
-            sock.close()
-            self._places.leave()
-            self._handlers.leave()
-            return
+        session = self._strategy.open(sock, peer, listener.url, self._tls_context if listener.is_tls else None)
         if session.over:
             self._places.leave()
             return
@@ -219,8 +217,8 @@ class _Door:
         self._listener = listener
         self.acceptor = host.reactor.accept(listener.socket, self)
 
-    def may_accept(self) -> bool:
-        return self._admission.may_accept()
+    def may_accept(self, *, knocking: bool) -> bool:
+        return self._admission.may_accept(self.acceptor, knocking=knocking)
 
     def accepted(self, sock: socket.socket, address: Any) -> None:
         self._admission.admit(self._listener, sock, address)

@@ -70,9 +70,9 @@ class Peer:
         """Forget the peer's session; its next datagram starts another."""
         self._service.forget(self.client_address)
 
-    def failed(self, error: BaseException) -> None:
-        """Report what left the handler."""
-        self._service.failed(self, error)
+    def failed(self, error: BaseException, size: int = 0) -> None:
+        """Report what left the handler, which had a datagram of `size` bytes."""
+        self._service.failed(self, error, size)
 
     def socket_for_handler(self) -> Any:
         """The second half of `request`, as the standard library's datagram handlers take it."""

@@ -39,8 +39,8 @@ class Config:
     """Everything that `longshore serve` can be told, from wherever it was told.
 
     Example:
-        config = Config.load()
-        serve(echo, *config.bind, strategy=config.strategy, limits=config.limits, timeouts=config.timeouts)
+        >>> config = Config.load()
+        >>> serve(echo, *config.bind, strategy=config.strategy, limits=config.limits)  # doctest: +SKIP
     """
 
     bind: tuple[str, ...] = _declare((), "an address to serve on, as a URL; may be given several times")

@@ -42,7 +42,7 @@ class Watchdog:
         reactor = self._host.reactor
         # Inside of an event loop, handlers run between the reactor's turns: what tells is an answer that does not come.
         asked: float | None = None
-        embedded = self._host.strategy_name == "async"
+        embedded = self._host.handler.is_async
 
         def answer() -> None:
             nonlocal asked

@@ -275,6 +275,6 @@ def test_two_hundred_connections_that_open_and_close_leave_nothing(shape, serve)
     server.drain()
     closed = server.events.of(ConnectionClosed)
     assert len(closed) == server.statistics().accepted >= 101
-    assert {event.cause for event in closed} <= {"peer closed", "finished", "reset"}
+    assert {event.cause for event in closed} <= {"peer closed", "finished", "reset", "drained"}
     assert len({event.id for event in closed}) == len(closed)
     assert server.events.of(HandlerFailed) == []

@@ -51,7 +51,7 @@ _LONGEST_PAUSE = 1.0
 class AcceptOwner(Protocol):
     """Who decides about accepting, and gets what was accepted."""
 
-    def may_accept(self) -> bool:
+    def may_accept(self, *, knocking: bool) -> bool:
         """Whether there is room; if not, the acceptor pauses until `resume`."""
 
     def accepted(self, sock: socket.socket, address: Any) -> None:
@@ -89,7 +89,7 @@ class Acceptor:
     def accept_queued(self) -> None:
         """Accept all that is in the kernel's queue now, as far as there is room."""
         if not self._closed:
-            self._burst(limit=1 << 16)
+            self._burst(1 << 16, knocking=False)
 
     def close(self) -> None:
         """Stop for good; the listening socket itself is its owner's to close."""
@@ -100,15 +100,19 @@ class Acceptor:
             self._reserve = None
 
     def _ready(self, _events: int) -> None:
-        self._burst(BURST)
+        self._burst(BURST, knocking=True)
 
-    def _burst(self, limit: int) -> None:
+    def _burst(self, limit: int, *, knocking: bool) -> None:
         for _ in range(limit):
             if self._closed:
                 return
-            if not self._owner.may_accept():
-                self.pause()
+            # The kernel has told of the first one only.  Room for another is made when it tells of that one, so a
+            # burst that ends for want of room leaves the listener watched.
+            if not self._owner.may_accept(knocking=knocking):
+                if knocking:
+                    self.pause()
                 return
+            knocking = False
             try:
                 sock, address = self._listener.accept()
             except (BlockingIOError, InterruptedError):

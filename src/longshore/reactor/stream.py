@@ -498,5 +498,6 @@ class Stream:
         elif name == "write":
             self.abort("timeout", error)
         else:
-            self.close("timeout", error)
+            # Whoever was silent for so long is not in the middle of sending, so there is nothing to linger for.
+            self.close("timeout", error, linger=False)
             self.sink.arrived()

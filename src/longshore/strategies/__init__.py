@@ -11,6 +11,7 @@ is still at work.
 
 from __future__ import annotations
 
+from socket import AF_INET6
 from typing import TYPE_CHECKING, Any, Protocol
 
 from longshore.errors import ConfigError, FramingError, HandshakeTimeout, Timeout
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from longshore.handlers import Handler
     from longshore.reactor.portable import PortableReactor
 
-__all__ = ("Host", "Session", "Strategy", "cause_of", "create")
+__all__ = ("Host", "Session", "Strategy", "cause_of", "client_address_of", "create")
 
 
 class Host(Protocol):
@@ -249,3 +250,16 @@ def cause_of(error: BaseException, gone: str | None) -> str:
     if isinstance(error, ConnectionError):
         return "reset"
     return "handler failed"
+
+
+def client_address_of(sock: socket.socket, peer: str) -> Any:
+    """The peer's address as the standard library's servers give it; IPv4 peers of an IPv6 socket as IPv4."""
+    try:
+        address = sock.getpeername()
+    except OSError:
+        # The peer has reset the connection before anybody looked.
+        host, _, port = peer.rpartition(":")
+        return (host.strip("[]"), int(port)) if port.isdigit() else peer
+    if sock.family == AF_INET6 and address[0].startswith("::ffff:") and "." in address[0]:
+        return address[0][7:], address[1]
+    return address

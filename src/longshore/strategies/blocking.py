@@ -18,27 +18,14 @@ from longshore.guard import Guard
 from longshore.limits import Watch, overdue
 from longshore.links import SocketLink
 from longshore.sockets import guarded
-from longshore.strategies import Session
+from longshore.strategies import Session, client_address_of
 
 if TYPE_CHECKING:
     from longshore.reactor.clock import Timer
     from longshore.reactor.stream import Stream
     from longshore.strategies import Host
 
-__all__ = ("BlockingSession", "client_address_of")
-
-
-def client_address_of(sock: socket.socket, peer: str) -> Any:
-    """The peer's address as the standard library's servers give it; IPv4 peers of an IPv6 socket as IPv4."""
-    try:
-        address = sock.getpeername()
-    except OSError:
-        # The peer has reset the connection before anybody looked.
-        host, _, port = peer.rpartition(":")
-        return (host.strip("[]"), int(port)) if port.isdigit() else peer
-    if sock.family == socket.AF_INET6 and address[0].startswith("::ffff:") and "." in address[0]:
-        return address[0][7:], address[1]
-    return address
+__all__ = ("BlockingSession",)
 
 
 class _Tail:
@@ -263,10 +250,6 @@ class BlockingSession(Session):
         else:
             self._stream.flush()
             self._stream.fail("cut", self._stopping())
-
-    def evict(self) -> None:
-        """End now, because another connection needs the place."""
-        self.guard.interrupt("evicted", ClosedError(f"{self.peer} was idle, and its place was needed"))
 
     def evict(self) -> None:
         """Let the handler's wait for input raise; nothing is owed to an idle peer."""

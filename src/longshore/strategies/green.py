@@ -297,7 +297,7 @@ class GreenStrategy:
         try:
             self._host.handler.call_datagram(data, reply, address, self._host.facade)
         except Exception as error:
-            reply.failed(error)
+            reply.failed(error, len(data))
         finally:
             self._datagrams -= 1
 

@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from longshore.strategies.blocking import BlockingSession
-from longshore.strategies.threads import guarded_call, refused
+from longshore.strategies.threads import guarded_call, handle_datagram, refused
 
 if TYPE_CHECKING:
     import socket
@@ -86,7 +86,7 @@ class InlineStrategy:
         if self._jobs.qsize() >= WAITING:
             return False
         host = self._host
-        self._call(host.handler.name, peer, lambda: host.handler.call_datagram(data, reply, address, host.facade))
+        self._call(host.handler.name, peer, lambda: handle_datagram(host, data, reply, address))
         return True
 
     def call(self, function: Callable[[], Any]) -> None:

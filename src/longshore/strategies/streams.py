@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.connection import Connection
 from longshore.errors import ClosedError
 from longshore.links import StreamLink
-from longshore.strategies import Session
+from longshore.strategies import Session, client_address_of
 
 if TYPE_CHECKING:
     import socket
@@ -33,7 +33,7 @@ class StreamSession(Session):
         from longshore.tls import Session as TLSSession
 
         self.link = link
-        self.client_address: Any = sock.getpeername()
+        self.client_address: Any = client_address_of(sock, peer)
         self.stream = host.reactor.stream(
             sock,
             peer,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from longshore.config import Limits
     from longshore.strategies import Host
 
-__all__ = ("ThreadsStrategy", "guarded_call", "refused")
+__all__ = ("ThreadsStrategy", "guarded_call", "handle_datagram", "refused")
 
 #: Messages that a handler which takes batches gets at once.
 BATCH = 256
@@ -76,6 +76,14 @@ def guarded_call(
     except Exception as error:
         host.emit(HandlerFailed(handler=name, peer=peer, error=error))
     return None
+
+
+def handle_datagram(host: Host, data: bytes, reply: Any, address: Any) -> None:
+    """Run the handler for one datagram; what is malformed is the peer's fault and no failure of the handler."""
+    try:
+        host.handler.call_datagram(data, reply, address, host.facade)
+    except Exception as error:
+        reply.failed(error, len(data))
 
 
 def _inside(host: Host, function: Callable[..., Any], *args: Any) -> Any:
@@ -346,7 +354,7 @@ class ThreadsStrategy:
         name = host.handler.name
         self._crew.submit(
             f"{name} for {peer}",
-            lambda: self._call(name, peer, lambda: host.handler.call_datagram(data, reply, address, host.facade)),
+            lambda: self._call(name, peer, lambda: handle_datagram(host, data, reply, address)),
         )
         return True
 
