@@ -217,9 +217,7 @@ def test_plain_text_on_a_tls_port_ends_in_the_handshake(shape, serve, certificat
 
 
 def test_silence_on_a_tls_port_ends_in_the_handshake(shape, serve, certificates, longshore_clock):
-    server = serve(
-        shape, answer, "tls://127.0.0.1:0", tls=certificates.server_tls(), timeouts=Timeouts(handshake=10)
-    )
+    server = serve(shape, answer, "tls://127.0.0.1:0", tls=certificates.server_tls(), timeouts=Timeouts(handshake=10))
     with Client(server.url.replace("tls:", "tcp:")) as bad:
         sessions(server, 1)
         longshore_clock.advance(11)
