@@ -37,6 +37,8 @@ class Admission:
         self.sessions: set[Session] = set()
         self.accepted = 0
         self.rejected = 0
+        #: Of those that are over: bytes both ways, and messages.
+        self.received = self.sent = self.messages = 0
         self._strategy: Strategy
         self._tls_context: Any = None
         self._doors: list[_Door] = []
@@ -92,6 +94,10 @@ class Admission:
         if session not in self.sessions:
             return False
         self.sessions.discard(session)
+        received, sent, _unsent = session.traffic()
+        self.received += received
+        self.sent += sent
+        self.messages += 0 if session.connection is None else session.connection.messages
         self._places.leave()
         self._room()
         return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from longshore import reactor as reactors
@@ -130,13 +131,15 @@ class Server:
         self._repeating: list[tuple[float, Callable[[], Any]]] = []
         self._report: DrainReport | None = None
         self._finished = self._cut = 0
-        self._totals = [0, 0, 0]
         self._end_began = 0.0
         self.reactor: PortableReactor = None  # type: ignore[assignment]  # made by start, with its descriptors
         self._reactor_reason = ""
         self._strategy: Strategy = None  # type: ignore[assignment]
         self._admission = Admission(self, self.strategy_name)
         self._on_end: Callable[[], object] | None = None
+        self._watchdog: Watchdog | None = None
+        self._give_up: threading.Timer | None = None
+        self._running = False
 
     # -- what users ask ----------------------------------------------------------------------------------
 
@@ -172,16 +175,16 @@ class Server:
 
     def statistics(self) -> Statistics:
         """The server's figures."""
-        received, sent, messages = self._totals
+        admission = self._admission
         return Statistics(
             state=self.status,
-            connections=len(self._admission.sessions),
-            accepted=self._admission.accepted,
-            rejected=self._admission.rejected,
+            connections=len(admission.sessions),
+            accepted=admission.accepted,
+            rejected=admission.rejected,
             failed=self._subscribers.failures,
-            received=received,
-            sent=sent,
-            messages=messages,
+            received=admission.received,
+            sent=admission.sent,
+            messages=admission.messages,
             datagrams=sum(service.count for service in self._services),
         )
 
@@ -346,16 +349,10 @@ class Server:
     def _is_inside(self) -> bool:
         return self._inside.depth > 0 or (self.reactor is not None and self.reactor.on_thread and self._running)
 
-    _running = False
-
     def session_ended(self, session: Session) -> None:
         """A session is over."""
         if not self._admission.leave(session):
             return
-        received, sent, _ = session.traffic()
-        self._totals[0] += received
-        self._totals[1] += sent
-        self._totals[2] += session.connection.messages if session.connection is not None else 0
         if self.status in ("draining", "stopping"):
             if session.was_cut:
                 self._cut += 1
@@ -450,8 +447,6 @@ class Server:
         )
         self._ready.open()
 
-    _watchdog: Watchdog | None = None
-
     def _repeat(self, seconds: float, function: Callable[[], Any], first: bool = False) -> None:
         if self.status in ("draining", "stopping", "stopped"):
             return
@@ -514,17 +509,11 @@ class Server:
         self._give_up.start()
         self._end_if_empty()
 
-    _give_up: threading.Timer | None = None
-    _abandoned: tuple[str, ...] = ()
-
     def _abandon(self) -> None:
         if self._stopped.is_open:
             return
         for session in tuple(self._admission.sessions):
             session.destroy()
-        self._abandoned = tuple(
-            f"{self.handler.name} for {session.peer}" for session in self._admission.sessions if session.handler_running
-        )
         self._cut += len(self._admission.sessions)
         self._finish()
 
@@ -540,12 +529,15 @@ class Server:
             return
         for service in self._services:
             service.close()
-        now = self.reactor.now()
-        self._report = DrainReport(self._finished, self._cut, self._abandoned, now - (self._end_began or now))
+        self._report = self._summary()
         if self._lifespan.is_async:
             self._strategy.call(self._let_go_async)
         else:
             self._let_go()
+
+    def _summary(self, abandoned: tuple[str, ...] = ()) -> DrainReport:
+        now = self.reactor.now()
+        return DrainReport(self._finished, self._cut, abandoned, now - (self._end_began or now))
 
     def _let_go(self) -> None:
         self.reactor.stop()
@@ -585,10 +577,7 @@ class Server:
         if self._watchdog is not None:
             self._watchdog.stop()
         abandoned = self._strategy.close()
-        now = self.reactor.now()
-        report = self._report or DrainReport(self._finished, self._cut, (), now - (self._end_began or now))
-        # A handler that was abandoned may be known twice: by its connection, and by the thread that it is on.
-        self._report = DrainReport(report.finished, report.cut, abandoned or report.abandoned, report.seconds)
+        self._report = replace(self._report or self._summary(), abandoned=abandoned)
         self._admission.close()
         self._release()
 
@@ -599,23 +588,12 @@ class Server:
             self.reactor.close()
         self._running = False
         self._machine.to("stopped")
-        report = self._report
-        if report is not None and self._start_error is None:
-            self.emit(
-                ServerStopped(
-                    finished=report.finished, cut=report.cut, abandoned=report.abandoned, seconds=report.seconds
-                )
-            )
+        if self._report is not None and self._start_error is None:
+            self.emit(ServerStopped(**asdict(self._report)))
         self._ready.open()
         self._stopped.open()
 
     def _join(self) -> None:
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-        if (
-            self._give_up is not None
-            and self._give_up.ident is not None
-            and self._give_up is not threading.current_thread()
-        ):
-            self._give_up.join()
+        for thread in (self._thread, self._give_up):
+            if thread is not None and thread.ident is not None and thread is not threading.current_thread():
+                thread.join()

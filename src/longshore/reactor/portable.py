@@ -16,6 +16,7 @@ Facts, and what follows from them:
 from __future__ import annotations
 
 import selectors
+import signal
 import socket
 import threading
 import time
@@ -68,8 +69,27 @@ class PortableReactor:
     def run(self) -> None:
         """Turn until `stop`; exceptions that leave a callback leave this too."""
         self.thread = threading.get_ident()
-        while not self._stopping:
-            self._turn(self._sleep())
+        previous = self._wake_on_signals()
+        try:
+            while not self._stopping:
+                self._turn(self._sleep())
+        finally:
+            if previous is not None:
+                signal.set_wakeup_fd(previous)
+
+    def _wake_on_signals(self) -> int | None:
+        """Let signals end the selector's sleep; None where they cannot, or somebody else has arranged it.
+
+        A signal that comes after Python last looked at its flag and before the selector sleeps interrupts nothing, and
+        its handler would run when the next client happens to come.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return None
+        previous = signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+        if previous == -1:
+            return previous
+        signal.set_wakeup_fd(previous)
+        return None
 
     def run_ready(self) -> float | None:
         """Do what can be done without waiting, for a loop that watches `fileno()`.

@@ -147,11 +147,12 @@ class GreenLink(StreamLink):
 class _GreenSession(StreamSession):
     """One connection and its greenlet."""
 
-    def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, park: Parking) -> None:
+    def __init__(self, strategy: GreenStrategy, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
         link = GreenLink(self._stream_closed)
-        super().__init__(host, sock, peer, local, tls, link)
+        super().__init__(strategy.host, sock, peer, local, tls, link)
         self._link = link
-        self._parking = park
+        self._parking = strategy.parking
+        self._running = strategy.running
         self._greenlet: greenlet.greenlet | None = None
         self._handler: Any = None
         link.opened = self._link_opened  # type: ignore[method-assign]
@@ -175,6 +176,7 @@ class _GreenSession(StreamSession):
 
     def _run(self) -> None:
         self._greenlet = greenlet.getcurrent()
+        self._running.add(self)
         host = self.host
         cause: str = "finished"
         error: BaseException | None = None
@@ -199,6 +201,7 @@ class _GreenSession(StreamSession):
         finally:
             # A peer that is owed nothing when the server drains is not sending, so there is nothing to wait for.
             self.stream.close(cause, error, linger=self.is_owed or not self.connection.draining)
+            self._running.discard(self)
             self.handler_returned()
 
     def _converse(self) -> str:
@@ -267,8 +270,11 @@ class GreenStrategy:
     name = "green"
 
     def __init__(self, host: Host) -> None:
-        self._host = host
-        self._parking = Parking(host.reactor)
+        self.host = host
+        #: Where the handlers' greenlets wait.
+        self.parking = Parking(host.reactor)
+        #: The sessions whose handler has not returned.
+        self.running: set[_GreenSession] = set()
         self._datagrams = 0
 
     def capacity(self, limits: Limits) -> int | None:
@@ -277,25 +283,25 @@ class GreenStrategy:
 
     def run(self) -> None:
         """Turn the reactor; its greenlet is the hub."""
-        self._host.reactor.run()
+        self.host.reactor.run()
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
         """Take a connection."""
-        session = _GreenSession(self._host, sock, peer, local, tls, self._parking)
+        session = _GreenSession(self, sock, peer, local, tls)
         session.stream.start()
         return session
 
     def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
         """Handle a datagram in a greenlet of its own."""
-        if self._datagrams >= self._host.limits.max_connections:
+        if self._datagrams >= self.host.limits.max_connections:
             return False
         self._datagrams += 1
-        self._parking.spawn(self._handle, data, reply, address, context=self._host.context())
+        self.parking.spawn(self._handle, data, reply, address, context=self.host.context())
         return True
 
     def _handle(self, data: bytes, reply: Any, address: Any) -> None:
         try:
-            self._host.handler.call_datagram(data, reply, address, self._host.facade)
+            self.host.handler.call_datagram(data, reply, address, self.host.facade)
         except Exception as error:
             reply.failed(error, len(data))
         finally:
@@ -303,15 +309,15 @@ class GreenStrategy:
 
     def call(self, function: Callable[[], Any]) -> None:
         """Call it in a greenlet."""
-        self._parking.spawn(self._call, function, context=self._host.context())
+        self.parking.spawn(self._call, function, context=self.host.context())
 
     def _call(self, function: Callable[[], Any]) -> None:
         try:
             function()
         except Exception as error:
             name = getattr(function, "__qualname__", repr(function))
-            self._host.emit(HandlerFailed(handler=name, peer=None, error=error))
+            self.host.emit(HandlerFailed(handler=name, peer=None, error=error))
 
     def close(self) -> tuple[str, ...]:
-        """Greenlets that caught what was thrown at them are left to the collector."""
-        return ()
+        """The names of the handlers that have caught what was thrown at them, and wait on."""
+        return tuple(sorted(f"{self.host.handler.name} for {session.peer}" for session in self.running))
