@@ -1,0 +1,219 @@
+"""What a connection offers beside sending and receiving, under every strategy that gives handlers one."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from longshore import Limits, Lines, MessageHandler, Timeouts
+from longshore.events import ConnectionClosed, ConnectionOpened, DatagramDropped
+from longshore.testing import Client
+
+BLOCKING = ("threads", "green", "inline")
+
+
+@pytest.mark.parametrize("strategy", BLOCKING)
+def test_a_file_is_sent_from_an_offset_for_a_count(longshore_server, tmp_path, strategy):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 1000)
+    sent = []
+
+    def handler(connection):
+        with path.open("rb") as file:
+            sent.append(connection.sendfile(file, offset=10, count=200_000))
+
+    server = longshore_server(handler, strategy=strategy)
+    with Client(server.url) as client:
+        data = client.recv_until_closed()
+    assert data == path.read_bytes()[10:200_010]
+    assert sent == [200_000]
+
+
+def test_an_async_handler_sends_a_file_whole(longshore_server, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789" * 50_000)
+
+    async def handler(connection):
+        with path.open("rb") as file:
+            assert await connection.sendfile(file) == 500_000
+
+    server = longshore_server(handler)
+    with Client(server.url) as client:
+        assert client.recv_until_closed() == path.read_bytes()
+
+
+@pytest.mark.parametrize("strategy", BLOCKING)
+def test_what_is_written_corked_leaves_as_one_piece_at_the_end(longshore_server, strategy):
+    seen_before_the_end = []
+
+    def handler(connection):
+        with connection.corked():
+            connection.sendall(b"one ")
+            connection.sendall(b"two ")
+            seen_before_the_end.append(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+            connection.sendall(b"three")
+
+    server = longshore_server(handler, strategy=strategy)
+    with Client(server.url) as client:
+        assert client.recv() == b"one two three"
+    assert seen_before_the_end == [0]
+
+
+@pytest.mark.parametrize("strategy", BLOCKING)
+def test_a_detached_socket_goes_on_with_what_was_unread(longshore_server, strategy):
+    detached = []
+
+    def handler(connection):
+        line = connection.readline()
+        sock, unread = connection.detach()
+        detached.append((line, unread))
+        with sock:
+            sock.sendall(b"from the socket: " + unread)
+
+    server = longshore_server(handler, strategy=strategy)
+    with Client(server.url) as client:
+        client.send(b"first\nsecond")
+        assert client.recv_until_closed() == b"from the socket: second"
+        assert server.events.wait_for(ConnectionClosed).cause == "finished"
+    assert detached == [(b"first\n", b"second")]
+
+
+@pytest.mark.parametrize("strategy", BLOCKING)
+def test_every_way_to_read_cuts_the_same_stream(longshore_server, strategy):
+    def handler(connection):
+        buffer = bytearray(3)
+        parts = [
+            connection.readline(),
+            connection.read_exactly(4),
+            connection.read_until(b"--"),
+            buffer[: connection.recv_into(buffer)],
+        ]
+        connection.framing = Lines()
+        parts.append(connection.receive())
+        parts.append(connection.recv(100))
+        connection.sendall(b"|".join(bytes(part) for part in parts))
+
+    server = longshore_server(handler, strategy=strategy)
+    with Client(server.url) as client:
+        client.send(b"line\nfouruntil--abcmessage\nrest")
+        client.half_close()
+        assert client.recv_until_closed() == b"line\n|four|until--|abc|message|rest"
+
+
+@pytest.mark.parametrize("strategy", BLOCKING)
+def test_names_and_files_of_a_connection_are_those_of_its_socket(longshore_server, strategy):
+    def handler(connection):
+        with connection.makefile("r", encoding="utf-8") as lines:
+            line = lines.readline()
+        with connection.makefile("wb") as file:
+            file.write(line.encode())
+            file.write(repr((connection.getpeername(), connection.getsockname())).encode())
+
+    server = longshore_server(handler, strategy=strategy)
+    with Client(server.url) as client:
+        mine, theirs = client.socket.getsockname(), client.socket.getpeername()
+        client.send("grüß\n".encode())
+        assert client.recv_until_closed().decode() == f"grüß\n{(mine, theirs)!r}"
+
+
+@pytest.mark.parametrize("strategy", ["reactor", "threads", "green"])
+def test_a_message_that_comes_too_slowly_ends_at_the_minimum_rate(longshore_server, longshore_clock, strategy):
+    server = longshore_server(
+        lambda message, connection: message,
+        strategy=strategy,
+        framing=Lines(),
+        timeouts=Timeouts(min_rate=100, idle=None, first_byte=None),
+    )
+    with Client(server.url) as slow:
+        assert slow.request(b"whole") == b"whole"
+        slow.send(b"begun")
+        server.events.wait_for(ConnectionOpened)
+        # The bytes make no event of their own, so time goes on until they have been judged.
+        closed = None
+        while closed is None:
+            longshore_clock.advance(1)
+            closed = next(iter(server.events.of(ConnectionClosed)), None)
+    assert closed.cause == "timeout"
+    assert "min_rate=100" in str(closed.error)
+
+
+def test_the_oldest_idle_datagram_session_makes_room_for_a_new_peer(longshore_server):
+    ended = []
+
+    class Counter(MessageHandler):
+        def connected(self):
+            self.count = 0
+
+        def message(self, message):
+            self.count += 1
+            return b"%d" % self.count
+
+        def disconnected(self, error):
+            ended.append(self.client_address)
+
+    server = longshore_server(Counter, "udp://127.0.0.1:0", limits=Limits(max_connections=2))
+    target = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+
+    def ask(sock):
+        sock.sendto(b"?", target)
+        return sock.recv(100)
+
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+    try:
+        for sock in sockets:
+            sock.settimeout(5)
+        one, two, three = sockets
+        assert [ask(one), ask(two), ask(one)] == [b"1", b"1", b"2"]
+        assert ask(three) == b"1"
+        assert [port for _, port in ended] == [two.getsockname()[1]]
+        assert [ask(one), ask(two)] == [b"3", b"1"]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def test_a_truncated_datagram_is_an_event_and_reaches_no_handler(longshore_server, tmp_path):
+    seen = []
+    server = longshore_server(lambda message, peer: seen.append(message), f"unixgram://{tmp_path}/socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        sender.sendto(b"x" * 70_000, f"{tmp_path}/socket")
+        dropped = server.events.wait_for(DatagramDropped)
+        assert (dropped.reason, dropped.size) == ("truncated", 65_535)
+    assert seen == []
+
+
+PROGRAM = """
+    import longshore
+
+    def echo(connection):
+        while data := connection.recv(65536):
+            connection.sendall(data)
+
+    report = longshore.serve(echo, "tcp://127.0.0.1:0", strategy={strategy!r})
+    print(report.finished, report.cut, report.abandoned)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", BLOCKING)
+def test_a_program_that_serves_drains_at_sigterm_and_exits_with_zero(strategy):
+    program = textwrap.dedent(PROGRAM.format(strategy=strategy))
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        first = process.stderr.readline()
+        port = int(re.search(r"tcp://127\.0\.0\.1:(\d+)", first).group(1))
+        with socket.create_connection(("127.0.0.1", port), 5) as idle:
+            idle.sendall(b"hello")
+            assert idle.recv(100) == b"hello"
+            process.send_signal(signal.SIGTERM)
+            assert idle.recv(100) == b""
+            out, err = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert out == "1 0 ()\n"
+    assert err == ""
