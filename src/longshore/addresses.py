@@ -31,15 +31,15 @@ __all__ = (
 
 #: Every scheme, with the options that mean something for it: one that does not is refused, never ignored.
 SCHEMES: Final[dict[str, tuple[str, ...]]] = {
-    "tcp": ("backlog", "reuse_port", "nodelay", "defer"),
+    "tcp": ("backlog", "reuse_port", "nodelay", "defer", "tls"),
     "tls": ("backlog", "reuse_port", "nodelay", "defer"),
     "udp": ("reuse_port",),
-    "unix": ("mode", "backlog"),
+    "unix": ("mode", "backlog", "tls"),
     "unixgram": ("mode",),
     "seqpacket": ("mode", "backlog"),
     "raw": ("protocol",),
     "rdm": (),
-    "vsock": ("backlog",),
+    "vsock": ("backlog", "tls"),
     "fd": ("backlog", "nodelay"),
     "systemd": ("backlog", "nodelay"),
 }
@@ -77,6 +77,8 @@ class AddressOptions:
     """Accept a connection only once its first bytes are there."""
     protocol: str | None = None
     """The IP protocol of a raw socket, by name or number."""
+    tls: bool = False
+    """Speak TLS on a stream whose scheme does not say so; on `tcp` the same as the scheme `tls`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class Address:
     @property
     def is_tls(self) -> bool:
         """Whether its connections begin with a TLS handshake."""
-        return self.scheme == "tls"
+        return self.scheme == "tls" or self.options.tls
 
     def __str__(self) -> str:
         return self.text

@@ -24,11 +24,13 @@ class Latch:
             self.is_open = True
             self._lock.release()
 
-    def wait(self) -> None:
-        """Return once it is open."""
+    def wait(self, timeout: float = -1) -> bool:
+        """Return True once it is open, False after `timeout` seconds (negative: never)."""
+        if not self._lock.acquire(timeout=timeout):
+            return False
         # Each waiter lets the next one through.
-        with self._lock:
-            pass
+        self._lock.release()
+        return True
 
 
 class Inside(threading.local):

@@ -44,6 +44,7 @@ from longshore.errors import (
     LongshoreError,
     PermissionNeeded,
 )
+from longshore.owners import lock_holders, peer_of, process_name, socket_holders, unix_holders
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -112,8 +113,11 @@ class Listener:
         self.options = AddressOptions() if address is None else address.options
         self.scheme = scheme
         self.kind = _KINDS[_type(sock)]
-        self.is_tls = scheme == "tls"
+        self.is_tls = scheme == "tls" or self.options.tls
         self.url = format_url(scheme, sock) if file is None else file.url
+        if self.options.tls:
+            # Whoever connects to this URL must speak TLS, which the scheme does not say.
+            self.url += "?tls=1"
         self._file = file
 
     @property
@@ -426,7 +430,7 @@ class _SocketFile:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise _in_use(self._address, _lock_holders(held, self.path)) from None
+                    raise _in_use(self._address, lock_holders(held, self.path, self.temporary)) from None
                 # Whoever closes removes the file before it gives up the lock, so the file that we opened may be
                 # gone and another in its place: only a lock on the file that bears the name counts.
                 found, ours = _status(name), os.fstat(lock)
@@ -487,7 +491,7 @@ def _is_stale(address: Address, path: str) -> bool:
                     hint="Remove it if nothing serves it, or run as its owner.",
                     errno=error.errno,
                 ) from error
-    raise _in_use(address, _unix_holders(path) or _peer_of(path))
+    raise _in_use(address, unix_holders(path, _temporary(path)) or peer_of(path))
 
 
 def _unlink_if(path: str, inode: tuple[int, int] | None) -> None:
@@ -507,7 +511,7 @@ def _refuse(what: Address | str, endpoint: Endpoint, error: OSError) -> NoReturn
     folder = os.path.dirname(name) if isinstance(name, str) else ""
     if code == errno.EADDRINUSE:
         ports = endpoint.family in (socket.AF_INET, socket.AF_INET6)
-        raise _in_use(what, _socket_holders(endpoint), ports=ports) from error
+        raise _in_use(what, _holders(endpoint), ports=ports) from error
     if code in (errno.EACCES, errno.EPERM):
         if endpoint.type == socket.SOCK_RAW:
             hint = "Raw sockets need CAP_NET_RAW: run as root, or grant it (AmbientCapabilities= in a systemd unit)."
@@ -537,12 +541,20 @@ def _refuse(what: Address | str, endpoint: Endpoint, error: OSError) -> NoReturn
     raise AddressError(f"{what}: {error.strerror or error}", errno=code) from error
 
 
+def _holders(endpoint: Endpoint) -> list[int]:
+    name = endpoint.sockaddr
+    if not isinstance(name, str):
+        return socket_holders(endpoint)
+    path = "@" + name[1:] if name[:1] == "\0" else name
+    return unix_holders(path, _temporary(path))
+
+
 def _in_use(what: Address | str, holders: list[int], *, ports: bool = False) -> AddressInUse:
     if os.getpid() in holders:
         owner = f"this process itself (pid {os.getpid()})"
     elif holders:
         # Prefork servers share a socket; the first to have had it is mostly the one to talk to.
-        owner = f"{_process_name(min(holders))} (pid {min(holders)})"
+        owner = f"{process_name(min(holders))} (pid {min(holders)})"
     else:
         owner = "another process (the system does not tell this user which)"
     return AddressInUse(
@@ -550,114 +562,3 @@ def _in_use(what: Address | str, holders: list[int], *, ports: bool = False) -> 
         hint=f"Stop it first, or choose another address{'; port 0 takes any free one' if ports else ''}.",
         errno=errno.EADDRINUSE,
     )
-
-
-def _process_name(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return "".join(each if each.isprintable() else "?" for each in file.read().strip()) or "a process"
-    except OSError:
-        return "a process"
-
-
-def _lock_holders(held: bytes, path: str) -> list[int]:
-    """Who has the lock: the process that wrote itself into it, or, if only its children are left, those."""
-    text = held.strip()
-    if text.isdigit() and os.path.exists(f"/proc/{int(text)}"):
-        return [int(text)]
-    return _unix_holders(path)
-
-
-def _socket_holders(endpoint: Endpoint) -> list[int]:
-    name = endpoint.sockaddr
-    if isinstance(name, str):
-        return _unix_holders("@" + name[1:] if name[:1] == "\0" else name)
-    if endpoint.family not in (socket.AF_INET, socket.AF_INET6) or not name[1]:
-        return []
-    table = "udp" if endpoint.type == socket.SOCK_DGRAM else "tcp"
-    wanted = _plain(socket.inet_pton(endpoint.family, str(name[0]).partition("%")[0]))
-    listening: set[str] = set()
-    others: set[str] = set()
-    for row in (*_rows(f"/proc/net/{table}"), *_rows(f"/proc/net/{table}6")):
-        host, _, port = row[1].partition(":")
-        theirs = _plain(_proc_address(host))
-        if int(port, 16) == name[1] and (theirs == wanted or not any(theirs) or not any(wanted)):
-            (listening if row[3] == "0A" else others).add(row[9])
-    return _holders(listening) or _holders(others)
-
-
-def _proc_address(text: str) -> bytes:
-    """The address in network order: /proc/net prints it as 32-bit words of this machine's byte order."""
-    raw = bytes.fromhex(text)
-    if sys.byteorder == "big":
-        return raw
-    return b"".join(raw[start : start + 4][::-1] for start in range(0, len(raw), 4))
-
-
-def _plain(packed: bytes) -> bytes:
-    return packed[12:] if packed[:12] == b"\0" * 10 + b"\xff\xff" else packed
-
-
-def _unix_holders(path: str) -> list[int]:
-    # A file of ours stays in the kernel's table under its temporary name; see `_SocketFile.bind` for the long ones.
-    temporary = _temporary(path)
-    folder, short = "/proc/self/fd/", "/" + os.path.basename(temporary)
-    found: set[str] = set()
-    for row in _rows("/proc/net/unix", 7):
-        name = row[7].rstrip("\n") if len(row) == 8 else ""
-        if name in (path, temporary) or (name.startswith(folder) and name.endswith(short)):
-            found.add(row[6])
-    return _holders(found)
-
-
-def _peer_of(path: str) -> list[int]:
-    """Who listens at `path`, by asking the kernel over a connection: it tells also of other users' processes."""
-    if sys.platform != "linux":
-        return []
-    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
-        with socket.socket(socket.AF_UNIX, kind) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(path)
-                pid = int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
-            except OSError:
-                continue
-            return [pid] if pid else []
-    return []
-
-
-def _rows(table: str, split: int = -1) -> Iterator[list[str]]:
-    try:
-        with open(table, encoding="utf-8", errors="surrogateescape") as file:
-            next(file, None)
-            for line in file:
-                yield line.split(None, split)
-    except OSError:
-        # No /proc, or no such protocol: then the owner stays unnamed.
-        return
-
-
-def _holders(inodes: set[str]) -> list[int]:
-    """The processes that have one of these sockets open, as far as this user may look."""
-    if not inodes:
-        return []
-    wanted = {f"socket:[{inode}]" for inode in inodes}
-    found: list[int] = []
-    for pid in filter(str.isdigit, _names("/proc")):
-        for descriptor in _names(f"/proc/{pid}/fd"):
-            try:
-                if os.readlink(f"/proc/{pid}/fd/{descriptor}") not in wanted:
-                    continue
-            except OSError:
-                continue
-            found.append(int(pid))
-            break
-    return found
-
-
-def _names(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except OSError:
-        # No /proc, a process that has just ended, or another user's.
-        return []

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 __all__ = ("DrainReport", "Server", "Statistics")
 
+#: Seconds that a handler may keep the reactor's thread to itself before whoever waits for the end gives up.
+BLOCKED = 5.0
 #: Seconds that handlers have to end after their connection was cut, before they are abandoned.
 GRACE = 1.0
 
@@ -112,6 +114,7 @@ class Server:
         self.framing = framing if framing is not None else self.handler.framing
         self.strategy_name = self.handler.strategy(strategy)
         self.draining = False
+        self.facade = self
         #: What `lifespan` gave.
         self.state: Any = None
         self._targets = Targets(addresses, self.handler, self.framing, tls)
@@ -124,7 +127,6 @@ class Server:
         self._start_error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._subscribers = Subscribers()
-        #: Tell the subscribers of an event; from any thread.
         self.emit: Callable[[Event], None] = self._subscribers.emit
         self._listeners: list[Listener] = []
         self._services: list[DatagramService] = []
@@ -145,11 +147,6 @@ class Server:
 
     def __repr__(self) -> str:
         return f"<Server {self.handler.name} on {', '.join(self.addresses) or 'nothing yet'} ({self.status})>"
-
-    @property
-    def facade(self) -> Server:
-        """The object that handlers see as `server`."""
-        return self
 
     @property
     def report(self) -> DrainReport | None:
@@ -251,11 +248,10 @@ class Server:
 
     def wait_stopped(self) -> None:
         """Return once the server has ended; at once on a thread that is inside one of its own calls."""
-        if self._is_inside():
-            return
-        with self.calling():
-            self._stopped.wait()
-            self._join()
+        if not self._is_inside():
+            with self.calling():
+                self._stopped.wait()
+                self._join()
 
     def pause(self) -> None:
         """Accept nothing until `resume`; what is open goes on."""
@@ -287,7 +283,12 @@ class Server:
         self._request(function, *args)
         if self._is_inside():
             return None
-        self.wait_stopped()
+        with self.calling():
+            while not self._stopped.wait(GRACE):
+                if self.reactor.blocked_for > BLOCKED:
+                    # Not even the deadline can be kept on that thread; what is there goes on when it lets go.
+                    return self._summary((f"{self.handler.name}, which blocks the reactor",))
+            self._join()
         return self._report
 
     def _request(self, function: Callable[..., object], *args: Any) -> None:
@@ -536,8 +537,8 @@ class Server:
             self._let_go()
 
     def _summary(self, abandoned: tuple[str, ...] = ()) -> DrainReport:
-        now = self.reactor.now()
-        return DrainReport(self._finished, self._cut, abandoned, now - (self._end_began or now))
+        seconds = self.reactor.now() - self._end_began if self._end_began else 0.0
+        return DrainReport(self._finished, self._cut, abandoned, seconds)
 
     def _let_go(self) -> None:
         self.reactor.stop()

@@ -526,3 +526,22 @@ def test_a_unix_socket_file_is_gone_after_the_server(shape, tmp_path):
     with running_server(shape.handler(), f"unix://{path}", **shape.options()):
         assert path.is_socket()
     assert not path.exists()
+
+
+@pytest.mark.slow
+def test_a_handler_that_blocks_the_reactor_does_not_keep_whoever_stops_the_server(monkeypatch):
+    monkeypatch.setattr("longshore.server.BLOCKED", 0.2)
+    entered, release = threading.Event(), threading.Event()
+
+    def stubborn(connection):
+        entered.set()
+        release.wait(20)
+
+    with running_server(stubborn, strategy="green") as server, Client(server.url):
+        assert entered.wait(5)
+        try:
+            report = server.stop()
+        finally:
+            release.set()
+        assert report.abandoned == ("stubborn, which blocks the reactor",)
+        server.wait_stopped()

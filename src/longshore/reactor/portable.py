@@ -203,6 +203,12 @@ class PortableReactor:
         """Whether the caller is on the thread that turns this reactor."""
         return self.thread == threading.get_ident()
 
+    @property
+    def blocked_for(self) -> float:
+        """Seconds for which something that was called has not come back; from any thread."""
+        since = self.busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
     # -- time ------------------------------------------------------------------------------------------
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
