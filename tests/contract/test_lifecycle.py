@@ -324,11 +324,24 @@ def test_a_full_server_rejects_with_a_farewell_if_asked(framed, serve):
     assert server.statistics().rejected == 1
 
 
+def wait_until_idle(server, count):
+    """Until `count` handlers have answered and wait again, which happens after their answer has come."""
+    pause = threading.Event()
+    for _ in range(2000):
+        answered = [session for session in tuple(server._admission.sessions) if session.traffic()[1]]
+        if len([session for session in answered if session.idle_since() is not None]) >= count:
+            return
+        pause.wait(0.001)
+    raise AssertionError(f"fewer than {count} handlers wait")
+
+
 def test_a_full_server_evicts_the_longest_idle_if_asked(together, serve):
     server = serve(together, limits=Limits(max_connections=2, overflow="evict-idle"))
     with Client(server.url) as oldest, Client(server.url) as other:
         assert oldest.request(b"one") == b"one"
+        wait_until_idle(server, 1)
         assert other.request(b"two") == b"two"
+        wait_until_idle(server, 2)
         with Client(server.url) as newest:
             assert newest.request(b"three") == b"three"
             assert oldest.recv_until_closed() == b""
