@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from longshore.errors import __all__ as _errors
+
 if TYPE_CHECKING:
     from longshore.client import Retry as Retry
     from longshore.client import connect as connect
@@ -49,31 +51,7 @@ _HOME = {
     "concurrency": ("asleep", "local", "sleep", "spawn", "to_thread"),
     "config": ("TLS", "Limits", "Proxy", "Timeouts", "Workers"),
     "connection": ("AsyncConnection", "Connection"),
-    "errors": (
-        "AddressError",
-        "AddressInUse",
-        "AddressUnavailable",
-        "BrokerLost",
-        "ClosedError",
-        "ConfigError",
-        "ConnectTimeout",
-        "DrainTimeout",
-        "FramingError",
-        "HandshakeTimeout",
-        "IncompleteMessage",
-        "InternalError",
-        "LimitExceeded",
-        "LongshoreError",
-        "MessageTooLarge",
-        "PeerClosed",
-        "PeerError",
-        "PermissionNeeded",
-        "ReadTimeout",
-        "Timeout",
-        "WorkerDied",
-        "WouldBlock",
-        "WriteTimeout",
-    ),
+    "errors": _errors,
     "framing": ("Delimited", "FixedSize", "Json", "LengthPrefixed", "Lines", "MsgPack", "Netstring", "Raw"),
     "handlers": ("MessageHandler", "messages", "stream"),
     "reports": ("DrainReport",),

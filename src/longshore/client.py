@@ -12,12 +12,14 @@ import os
 import random
 import socket
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import Address, format_peer, parse
 from longshore.buffers import PacketBuffer
+from longshore.concurrency import sleep
 from longshore.config import Limits, Timeouts
 from longshore.connection import AsyncConnection, Connection
 from longshore.dialing import Refused, dial, dial_async, left
@@ -31,8 +33,9 @@ from longshore.errors import (
     WriteTimeout,
 )
 from longshore.framing import NEED_MORE
-from longshore.links import SocketLink
+from longshore.links import SocketLink, StreamLink
 from longshore.tls import Session, TLSError, client_context, describe
+from longshore.tls_sockets import TLSSocket
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
     from longshore.config import TLS
     from longshore.framing import Framing
+    from longshore.strategies.green import Parking
 
 __all__ = ("Refused", "Retry", "connect", "open_connection")
 
@@ -92,7 +96,8 @@ def connect(
 
     `timeout` (seconds) covers name lookup, connecting and TLS of one attempt; after that it is the connection's
     timeout for each wait, as with `socket.create_connection`.  On `tls://` certificate and name are verified.  On
-    datagram addresses each `receive()` or `recv()` is one datagram.
+    datagram addresses each `receive()` or `recv()` is one datagram.  A green handler lets the others run while it
+    waits, here and on the connection.
 
     Raises:
         ConfigError: the URL or an option is no good.
@@ -106,14 +111,17 @@ def connect(
         ...     connection.request(b"hello")
     """
     address, context, pauses = _plan(url, timeout, tls, retry)
+    parking = _parking()
     while True:
         try:
+            if parking is not None:
+                return _connect_parked(parking, address, framing, timeout, context)
             return _connect(address, framing, timeout, context)
         except (AddressUnavailable, ConnectTimeout, HandshakeTimeout):
             pause = next(pauses, None)
             if pause is None:
                 raise
-            time.sleep(pause)
+            sleep(pause)
 
 
 async def open_connection(
@@ -154,8 +162,8 @@ def _plan(
         raise ConfigError(f"timeout={timeout!r}: must be a number of seconds above 0, or None")
     if tls is not None and not address.is_tls:
         raise ConfigError(
-            f"{address}: tls=... is for tls:// addresses",
-            hint="Write tls://HOST:PORT, or call start_tls() on the connection.",
+            f"{address}: tls=... is for addresses that speak TLS",
+            hint="Write tls://HOST:PORT (unix:///PATH?tls=1), or call start_tls() on the connection.",
         )
     if retry is None:
         retry = Retry(attempts=1)
@@ -191,18 +199,23 @@ def _prepared(address: Address, sock: socket.socket) -> tuple[str, str]:
 def _handshaken(
     address: Address, sock: socket.socket, context: Any, deadline: float | None, timeout: float | None
 ) -> socket.socket:
-    import ssl
-
-    # With no time left at all the socket would turn non-blocking, so it gets the least that is a timeout.
+    """`sock` with TLS on it; closed where that fails."""
+    taken = TLSSocket.over(sock, context, str(address), server_side=False, hostname=_server_name(address))
+    # With no time left at all it would not wait for anything, so it gets the least that is a timeout.
     remaining = left(deadline)
-    sock.settimeout(None if remaining is None else max(remaining, 0.001))
+    taken.settimeout(None if remaining is None else max(remaining, 0.001))
     try:
-        wrapped: socket.socket = context.wrap_socket(sock, server_hostname=address.host or "localhost")
-    except TimeoutError:
-        raise _handshake_too_late(address, timeout) from None
-    except (ssl.SSLError, ssl.CertificateError, OSError) as error:
-        raise _tls_failed(address, describe(error)) from error
-    return wrapped
+        with _explained(address, timeout):
+            taken.do_handshake()
+    except BaseException:
+        taken.close()
+        raise
+    return taken
+
+
+def _server_name(address: Address) -> str:
+    """The name that the server's certificate must have; where the address has no host, it is this machine."""
+    return (None if address.scheme == "vsock" else address.host) or "localhost"
 
 
 class _ClientLink(SocketLink):
@@ -225,15 +238,13 @@ class _ClientLink(SocketLink):
 
     def _wake_and_close(self) -> None:
         sock = self._socket
+        if isinstance(sock, TLSSocket) and self.cause is not None and self.cause[0] == "finished":
+            # Our close_notify; the peer's is not waited for.
+            sock.say_goodbye()
         if self._readers:
             # close(2) wakes nobody who waits on the descriptor, shutdown(2) does.
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        elif self.tls_object is not None and self.cause is not None and self.cause[0] == "finished":
-            # Sends close_notify and does not wait for the peer's; not while another thread uses the same keys.
-            with contextlib.suppress(OSError, ValueError):
-                sock.settimeout(0)
-                sock.unwrap()  # type: ignore[attr-defined]
         sock.close()
 
 
@@ -303,6 +314,113 @@ class _PacketLink(_ClientLink):
                 os.unlink(self._file)
 
 
+# -- on a reactor --------------------------------------------------------------------------------------------
+
+
+class _LeavingEarly(StreamLink):
+    """A link that does not linger for a peer that is not sending, so that its reactor can end right after."""
+
+    def _close(self, cause: str, error: BaseException | None) -> None:
+        stream = self.stream
+        lingers = self._lingers()
+        super()._close(cause, error)
+        if stream.state == "closing" and not stream.pending and not lingers:
+            stream.fail(cause, error)
+
+    def _lingers(self) -> bool:
+        """Whether the peer may be sending, so that closing at once might reset what it has yet to read."""
+        stream = self.stream
+        return stream.socket.type != socket.SOCK_DGRAM and bool(stream.input.unread or stream.owing)
+
+
+def _timeouts() -> Timeouts:
+    """A client's deadlines are its own; only the end must not last."""
+    return Timeouts(handshake=None, first_byte=None, idle=None, write=None, linger=2)
+
+
+def _session(address: Address, context: Any) -> Session | None:
+    return None if context is None else Session(context, server_side=False, hostname=_server_name(address))
+
+
+# -- green -------------------------------------------------------------------------------------------------
+
+
+def _parking() -> Parking | None:
+    # Without the green strategy loaded there is no green handler, and greenlet need not be imported to know.
+    green = sys.modules.get("longshore.strategies.green")
+    parking: Parking | None = None if green is None else green.parking()
+    return parking
+
+
+def _connect_parked(
+    parking: Parking, address: Address, framing: Framing | None, timeout: float | None, context: Any
+) -> Connection:
+    """As `_connect`, in a green handler: over its own reactor, which turns meanwhile."""
+    from longshore.strategies.green import GreenLink
+
+    class ClientLink(_LeavingEarly, GreenLink):
+        """A client's link in a green handler: it ends as a blocking one, not after a server that may stop before."""
+
+        def _lingers(self) -> bool:
+            return False
+
+    deadline = None if timeout is None else time.monotonic() + timeout
+    sock = _dial_parked(parking, address, deadline, timeout)
+    try:
+        peer, local = _prepared(address, sock)
+        session = _session(address, context)
+    except BaseException:
+        sock.close()
+        raise
+    link = ClientLink()
+    stream = parking.reactor.stream(
+        sock,
+        peer,
+        sink=link,
+        limits=Limits(),
+        timeouts=_timeouts(),
+        framing=framing,
+        tls=session,
+        packets=address.is_datagram,
+    )
+    if address.is_datagram:
+        stream.input = _PacketInput(peer, framing)
+    link.attach(stream)
+    try:
+        stream.start()
+        with _explained(address, timeout):
+            while stream.state == "opening":
+                link._pause(left(deadline), "the TLS handshake")
+            if stream.state != "open":
+                raise stream.failure()
+    except BaseException:
+        stream.abort()
+        raise
+    return Connection(link, peer=peer, local=local, timeout=timeout)
+
+
+def _dial_parked(parking: Parking, address: Address, deadline: float | None, timeout: float | None) -> socket.socket:
+    """Dial in a thread; a handler that is ended meanwhile leaves no socket behind."""
+    dialled: list[socket.socket] = []
+    given_up = threading.Event()
+
+    def work() -> socket.socket:
+        sock = dial(address, deadline, timeout)
+        dialled.append(sock)
+        if given_up.is_set():
+            sock.close()
+        return sock
+
+    try:
+        sock: socket.socket = parking.wait_for_thread(work, (), {})
+    except BaseException:
+        given_up.set()
+        for each in dialled:
+            each.close()
+        raise
+    return sock
+
+
 # -- asyncio -----------------------------------------------------------------------------------------------
 
 
@@ -318,20 +436,13 @@ async def _open_connection(
     sock = await dial_async(address, timeout)
     try:
         peer, local = _prepared(address, sock)
-        session = None if context is None else Session(context, server_side=False, hostname=address.host or "localhost")
+        session = _session(address, context)
     except BaseException:
         sock.close()
         raise
 
-    class ClientLink(AsyncLink):
-        """A link that does not linger for a peer that owes us nothing, so that a loop can end right after."""
-
-        def _close(self, cause: str, error: BaseException | None) -> None:
-            stream = self.stream
-            owed = stream.input.unread or stream.owing
-            super()._close(cause, error)
-            if stream.state == "closing" and not stream.pending and not owed:
-                stream.fail(cause, error)
+    class ClientLink(_LeavingEarly, AsyncLink):
+        """A client's link in an asyncio loop."""
 
     shared = _Shared.of(loop)
     link = ClientLink(shared.leave)
@@ -340,7 +451,7 @@ async def _open_connection(
         peer,
         sink=link,
         limits=Limits(),
-        timeouts=Timeouts(handshake=None, first_byte=None, idle=None, write=None, linger=2),
+        timeouts=_timeouts(),
         framing=framing,
         tls=session,
         packets=address.is_datagram,
@@ -350,14 +461,8 @@ async def _open_connection(
     link.attach(stream)
     try:
         stream.start()
-        await link.ready(left(deadline))
-    except HandshakeTimeout:
-        stream.abort()
-        raise _handshake_too_late(address, timeout) from None
-    except TLSError as error:
-        raise _tls_failed(address, str(error).rpartition("TLS handshake failed: ")[2]) from error
-    except OSError as error:
-        raise _tls_failed(address, describe(error)) from error
+        with _explained(address, timeout):
+            await link.ready(left(deadline))
     except BaseException:
         stream.abort()
         raise
@@ -409,11 +514,23 @@ class _Shared:
 # -- what went wrong ---------------------------------------------------------------------------------------
 
 
-def _handshake_too_late(address: Address, timeout: float | None) -> HandshakeTimeout:
-    return HandshakeTimeout(
-        f"{address}: connected, but the TLS handshake was not finished within {timeout:g} s",
-        hint="Does the server speak TLS on this port?",
-    )
+@contextlib.contextmanager
+def _explained(address: Address, timeout: float | None) -> Iterator[None]:
+    """Turn what may go wrong in a handshake into errors that name the address and say what to do."""
+    try:
+        yield
+    except TimeoutError as error:
+        if timeout is None:
+            # Not our deadline: the kernel has given up on the peer.
+            raise _tls_failed(address, describe(error)) from error
+        raise HandshakeTimeout(
+            f"{address}: connected, but the TLS handshake was not finished within {timeout:g} s",
+            hint="Does the server speak TLS on this port?",
+        ) from None
+    except TLSError as error:
+        raise _tls_failed(address, str(error).rpartition("TLS handshake failed: ")[2]) from error
+    except OSError as error:
+        raise _tls_failed(address, describe(error)) from error
 
 
 def _tls_failed(address: Address, why: str) -> TLSError:

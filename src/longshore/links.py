@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from longshore.buffers import InputBuffer
-from longshore.errors import ClosedError, LimitExceeded, LongshoreError, ReadTimeout, WouldBlock
+from longshore.errors import ClosedError, HandshakeTimeout, LimitExceeded, LongshoreError, ReadTimeout, WouldBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -525,13 +525,30 @@ class SocketLink:
         """Speak TLS from here on; nothing may have been read beyond this point."""
         if self.input.unread:
             raise LongshoreError(f"{self._peer} sent plain text after it was to start TLS")
-        self._socket.settimeout(timeout)
+        from longshore.tls import TLSError, describe
+
+        self.flush(timeout)
         guard = getattr(self._socket, "guard", None)
         if guard is not None and server_side:
             from longshore.sockets import upgrade
 
-            self._socket = upgrade(self._socket, guard, context)
-            self._socket.settimeout(timeout)
-            self._socket.do_handshake()  # type: ignore[attr-defined]
-            return
-        self._socket = context.wrap_socket(self._socket, server_side=server_side, server_hostname=hostname)
+            taken: Any = upgrade(self._socket, guard, context)
+        else:
+            from longshore.tls_sockets import TLSSocket
+
+            taken = TLSSocket.over(self._socket, context, self._peer, server_side=server_side, hostname=hostname)
+        # Before the handshake: whatever comes of that, the old object has lost its descriptor.
+        self._socket = taken
+        taken.settimeout(timeout)
+        try:
+            taken.do_handshake()
+        except LongshoreError:
+            raise
+        except TimeoutError as error:
+            if timeout is None:
+                # Not our deadline: the kernel has given up on the peer.
+                raise TLSError(f"{self._peer}: TLS handshake failed: {describe(error)}") from error
+            raise HandshakeTimeout(f"{self._peer} did not finish the TLS handshake in {timeout:g} s") from None
+        except OSError as error:
+            self._check()
+            raise TLSError(f"{self._peer}: TLS handshake failed: {describe(error)}") from error

@@ -1,7 +1,7 @@
 """Who has an address that is in use: the processes behind a port, a Unix socket or a lock, as far as Linux tells.
 
-The only place that reads /proc.  Where there is none, or another user's processes are hidden, nobody is found, and
-that is an answer too.  Nothing here binds or judges.
+The only place that looks for other processes, in /proc.  Where there is none, or another user's are hidden, nobody
+is found, and that is an answer too.  Nothing here binds or judges.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-import traceback
 from typing import TYPE_CHECKING
 
 from longshore.events import HandlerBlocked
@@ -60,6 +59,9 @@ class Watchdog:
                     reactor.post(answer)
             if since is None or since == named or limit is None or time.monotonic() - since < limit:
                 continue
+            # Imported when there is a stack to show: it would cost every start a twentieth.
+            import traceback
+
             named = since
             frame = sys._current_frames().get(reactor.thread or 0)
             stack = "" if frame is None else "".join(traceback.format_stack(frame))

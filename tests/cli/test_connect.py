@@ -113,6 +113,10 @@ def test_the_end_of_the_stream_ends_the_command_though_the_input_goes_on(listene
 def test_a_reset_is_told_in_one_line_and_ends_with_1(listener, piped):
     process = piped(url_of(listener))
     peer, _ = listener.accept()
+    # What was sent shows that the client is through with connecting, where a reset has another message.
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    assert peer.recv(100) == b"hello\n"
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peer.close()
     assert process.wait(10) == 1

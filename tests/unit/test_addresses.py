@@ -66,6 +66,11 @@ def test_an_address_says_whether_it_is_a_stream_or_carries_messages() -> None:
         "tls://:1": (True, False, True),
         "unix://@a": (True, False, False),
         "vsock://:1": (True, False, False),
+        "tcp://:1?tls=1": (True, False, True),
+        "tcp://:1?tls=0": (True, False, False),
+        "unix:///a?tls=1": (True, False, True),
+        "unix://@a?tls=yes": (True, False, True),
+        "vsock://:1?tls=1": (True, False, True),
         "udp://:1": (False, True, False),
         "unixgram://@a": (False, True, False),
         "seqpacket://@a": (False, True, False),
@@ -97,7 +102,8 @@ def test_an_address_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["tcp://:1?colour=1", "unix:///a?nodelay=1", "udp://:1?backlog=5", "rdm://1000:1?mode=0600"]
+    "url",
+    ["tcp://:1?colour=1", "unix:///a?nodelay=1", "udp://:1?backlog=5", "udp://:1?tls=1", "rdm://1000:1?mode=0600"],
 )
 def test_an_option_that_is_unknown_or_meaningless_is_refused_with_the_known_ones(url: str) -> None:
     with pytest.raises(ConfigError) as caught:

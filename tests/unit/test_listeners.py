@@ -116,6 +116,14 @@ def test_a_parsed_address_is_bound_like_its_url() -> None:
     listener.close()
 
 
+@pytest.mark.parametrize("form", ["tcp://127.0.0.1:0?tls=1", "unix://{0}/s?mode=0600&tls=1", "unix://@{0}?tls=1"])
+def test_tls_on_another_scheme_is_told_and_stays_in_the_url(tmp_path: Path, form: str) -> None:
+    with bound(form.format(tmp_path)) as (listener,):
+        assert listener.is_tls
+        assert parse(listener.url).is_tls
+        assert parse(listener.url).scheme == listener.scheme
+
+
 def test_no_host_is_one_port_on_both_families() -> None:
     if not has_ipv6():
         pytest.skip("this machine has no IPv6")
