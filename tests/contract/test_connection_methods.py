@@ -187,6 +187,36 @@ def test_a_truncated_datagram_is_an_event_and_reaches_no_handler(longshore_serve
     assert seen == []
 
 
+@pytest.mark.parametrize("strategy", ["green", "async"])
+def test_a_handler_that_has_ended_its_side_of_tls_still_reads_the_peers(longshore_server, certificates, strategy):
+    seen = []
+
+    def handler(connection):
+        connection.sendall(b"speak\n")
+        connection.shutdown(socket.SHUT_WR)
+        while line := connection.readline():
+            seen.append(line)
+
+    async def async_handler(connection):
+        await connection.sendall(b"speak\n")
+        connection.shutdown(socket.SHUT_WR)
+        while line := await connection.readline():
+            seen.append(line)
+
+    server = longshore_server(
+        async_handler if strategy == "async" else handler,
+        "tls://127.0.0.1:0",
+        strategy=strategy,
+        tls=certificates.server_tls(),
+    )
+    with Client(server.url) as client:
+        assert client.recv_until_closed() == b"speak\n"
+        client.send(b"one\n")
+        client.send(b"two\n")
+    assert server.events.wait_for(ConnectionClosed).cause == "finished"
+    assert seen == [b"one\n", b"two\n"]
+
+
 PROGRAM = """
     import longshore
 

@@ -84,8 +84,8 @@ def _tls(arguments: ConnectArguments, wanted: bool) -> TLS | None:
     if not wanted:
         if flags:
             raise ConfigError(
-                f"{flags[0]} is for tls:// addresses, and {arguments.url} is none",
-                hint="Leave it out, or connect to tls://.",
+                f"{flags[0]} is for addresses with TLS, and {arguments.url} is none",
+                hint="Leave it out, or connect to tls://, or put ?tls=1 behind the address.",
             )
         return None
     from longshore.config import TLS
@@ -136,9 +136,9 @@ class _Session:
             tls = self._connection.tls
             tell(f"connected to {self._url}{f' ({tls.version()})' if tls else ''}; Ctrl-D ends the input")
         reader = threading.Thread(target=self._receive, name="longshore-connect-output", daemon=True)
-        reader.start()
         try:
             try:
+                reader.start()
                 self._send()
                 self._wait_end()
             except KeyboardInterrupt:

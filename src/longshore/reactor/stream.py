@@ -85,6 +85,8 @@ class Stream:
         self._events = 0
         self._hungry = False
         self._write_ended = False
+        #: Whether TLS has been told that we send no more.
+        self._farewell = False
         self._dropped = 0
         self._cause = "finished"
         self._timer: Timer | None = None
@@ -311,10 +313,11 @@ class Stream:
         """Go on with what waits for the last byte to leave: our end of the stream, then the linger."""
         if self.pending or not self._write_ended or self.state == "closed":
             return
-        if self.tls is not None and self.tls.ready:
+        if self.tls is not None and self.tls.ready and not self._farewell:
+            # The session stays: the peer may go on sending, and that is ciphertext as before.
+            self._farewell = True
             self.tls.end()
             self._take_outgoing()
-            self.tls = None
             if self._wire:
                 self._send_wire()
                 return
