@@ -209,9 +209,12 @@ def guarded_tls_class() -> Any:
         _sslobj: Any
         _patience: float | None = None
         _stepping: threading.Lock
+        #: Plaintext that was read before anybody asked for it.
+        _arrived: bytearray
 
         def _arm_guard(self, guard: Guard) -> None:
             self._stepping = threading.Lock()
+            self._arrived = bytearray()
             super().settimeout(0.0)
             self._patience = None
             guard.adopt(self)
@@ -299,11 +302,25 @@ def guarded_tls_class() -> Any:
             read = super().read
             guard.begin_wait()
             try:
-                got = self._patiently(guard, lambda: read(len, buffer), "read")
+                if self._arrived:
+                    got = self._take_arrived(len, buffer)
+                else:
+                    got = self._patiently(guard, lambda: read(len, buffer), "read")
             finally:
                 guard.end_wait()
             guard.came(_count(got))
             return got
+
+        def _take_arrived(self, count: int, buffer: Any) -> Any:
+            with self._stepping:
+                if buffer is not None:
+                    count = min(count or memoryview(buffer).nbytes, memoryview(buffer).nbytes)
+                data = bytes(self._arrived[:count])
+                del self._arrived[:count]
+            if buffer is None:
+                return data
+            memoryview(buffer).cast("B")[: len(data)] = data
+            return len(data)
 
         # -- output --------------------------------------------------------------------------------------
 
@@ -362,9 +379,20 @@ def guarded_tls_class() -> Any:
                     # The peer's own is not there yet, or the peer is gone: what we owe is done either way.
                     pass
 
+        def _keep_arrived(self) -> None:
+            """Read what has come: OpenSSL's SSL_shutdown looks for the peer's close_notify and drops what it finds."""
+            with self._stepping:
+                try:
+                    while self._sslobj is not None and (data := self._sslobj.read(65_536)):
+                        self._arrived += data
+                except OSError:
+                    # Nothing more is there, or the stream has ended: the next read says which.
+                    pass
+
         def shutdown(self, how: int) -> None:
             # SSLSocket.shutdown forgets the TLS session, and what came later would be read as ciphertext.
             if self.guard is not None and how in (socket.SHUT_WR, socket.SHUT_RDWR):
+                self._keep_arrived()
                 self._notify()
             socket.socket.shutdown(self, how)
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -187,7 +188,7 @@ def test_a_truncated_datagram_is_an_event_and_reaches_no_handler(longshore_serve
     assert seen == []
 
 
-@pytest.mark.parametrize("strategy", ["green", "async"])
+@pytest.mark.parametrize("strategy", ["green", "async", "threads", "inline"])
 def test_a_handler_that_has_ended_its_side_of_tls_still_reads_the_peers(longshore_server, certificates, strategy):
     seen = []
 
@@ -215,6 +216,29 @@ def test_a_handler_that_has_ended_its_side_of_tls_still_reads_the_peers(longshor
         client.send(b"two\n")
     assert server.events.wait_for(ConnectionClosed).cause == "finished"
     assert seen == [b"one\n", b"two\n"]
+
+
+@pytest.mark.parametrize("strategy", BLOCKING)
+def test_input_that_has_come_before_a_handler_ends_its_side_of_tls_is_not_lost(
+    longshore_server, certificates, strategy
+):
+    seen = []
+    sent = threading.Event()
+
+    def handler(connection):
+        connection.sendall(connection.readline())
+        sent.wait(5)
+        connection.shutdown(socket.SHUT_WR)
+        seen.append(connection.readline())
+
+    server = longshore_server(handler, "tls://127.0.0.1:0", strategy=strategy, tls=certificates.server_tls())
+    with Client(server.url) as client:
+        assert client.request(b"first") == b"first"
+        client.send(b"second\n")
+        sent.set()
+        assert client.recv_until_closed() == b""
+    server.events.wait_for(ConnectionClosed)
+    assert seen == [b"second\n"]
 
 
 PROGRAM = """
