@@ -241,6 +241,26 @@ def test_input_that_has_come_before_a_handler_ends_its_side_of_tls_is_not_lost(
     assert seen == [b"second\n"]
 
 
+@pytest.mark.parametrize("strategy", ["reactor", "threads", "green"])
+def test_a_handler_of_batches_gets_at_once_what_has_arrived_and_its_end_afterwards(longshore_server, strategy):
+    batches = []
+
+    class Batches(MessageHandler):
+        framing = Lines(max_size=10)
+
+        def messages(self, batch):
+            batches.append(batch)
+            return [message.upper() for message in batch]
+
+    server = longshore_server(Batches, strategy=strategy)
+    with Client(server.url) as client:
+        client.send(b"one\ntwo\nthree\n" + b"x" * 20)
+        assert client.recv_until_closed() == b"ONE\nTWO\nTHREE\n"
+    closed = server.events.wait_for(ConnectionClosed)
+    assert (closed.cause, closed.messages) == ("framing", 3)
+    assert batches == [[b"one", b"two", b"three"]]
+
+
 PROGRAM = """
     import longshore
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from longshore.config import Limits, Timeouts
-    from longshore.connection import AsyncConnection, Connection
     from longshore.events import Event
     from longshore.framing import Framing
     from longshore.handlers import Handler
@@ -72,7 +71,7 @@ class Session:
         self.host = host
         self.peer = peer
         self.local = local
-        self.connection: Connection | AsyncConnection | Any = None
+        self.connection: Any = None
         self.handler_running = False
         #: Whether a TLS handshake is counted for it.
         self.handshaking = False

@@ -16,17 +16,21 @@ import greenlet
 
 from longshore.errors import LongshoreError, PeerClosed, ReadTimeout
 from longshore.events import HandlerFailed
+from longshore.framing import NEED_MORE
 from longshore.links import StreamLink
 from longshore.strategies.streams import StreamSession, tls_version
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from longshore.config import Limits
     from longshore.strategies import Host, Session
 
 __all__ = ("GreenLink", "GreenStrategy", "Parking", "parking")
+
+#: Messages that a handler which takes batches gets at once.
+BATCH = 256
 
 
 class Parking:
@@ -215,12 +219,13 @@ class _GreenSession(StreamSession):
             while True:
                 message = connection.receive()
                 if host.handler.takes_batches:
-                    replies = handler.messages([message])
+                    replies = handler.messages([message, *self._more_messages()])
                 else:
                     reply = handler.message(message)
                     replies = () if reply is None else (reply,)
-                for reply in replies or ():
-                    connection.send(reply)
+                with connection.corked():
+                    for reply in replies or ():
+                        connection.send(reply)
                 # It was handled, whether or not the handler had something to say to it.
                 self.stream.owing = self.stream.input.unread
         except PeerClosed:
@@ -234,6 +239,19 @@ class _GreenSession(StreamSession):
             raise
         finally:
             handler.disconnected(error)
+
+    def _more_messages(self) -> Iterator[Any]:
+        """What has arrived beside the first message of a batch."""
+        for _ in range(BATCH - 1):
+            try:
+                message = self.stream.input.take_message()
+            except LongshoreError:
+                # The next receive() says the same again, once what came before it is handled.
+                return
+            if message is NEED_MORE:
+                return
+            self.connection.messages += 1
+            yield message
 
     def _stream_closed(self, cause: str, error: BaseException | None) -> None:
         self.gone(cause, error)

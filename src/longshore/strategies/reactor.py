@@ -112,7 +112,7 @@ class _MessageSession(StreamSession):
 
     def _turn_batch(self) -> bool:
         batch: list[Any] = []
-        while len(batch) < BATCH * 4 and (message := self._next()) is not NEED_MORE:
+        while len(batch) < BATCH * 4 and (message := self._next(ending=not batch)) is not NEED_MORE:
             batch.append(message)
         if batch:
             self._guarded(self._handle_batch, batch)
@@ -122,8 +122,12 @@ class _MessageSession(StreamSession):
         self._scheduled = False
         self.go_on()
 
-    def _next(self) -> Any:
-        """The next message that may be handled now."""
+    def _next(self, *, ending: bool = True) -> Any:
+        """The next message that may be handled now.
+
+        Where the input ends or is no message, the connection does, but not before the messages of a batch that
+        has begun were handled: a decoder says the same again when it is asked again.
+        """
         stream = self.stream
         if stream.state != "open":
             return NEED_MORE
@@ -132,15 +136,9 @@ class _MessageSession(StreamSession):
             return NEED_MORE
         try:
             message = stream.input.take_message()
-        except PeerClosed as error:
-            stream.close("peer closed" if not self.connection.draining else "drained", error)
-            return NEED_MORE
-        except LongshoreError as error:
-            stream.close("framing", error)
-            return NEED_MORE
         except Exception as error:
-            # A framing of the user's own that raises anything else.
-            self._failed(error)
+            if ending:
+                self._end_input(error)
             return NEED_MORE
         if message is NEED_MORE:
             # All that came was handled, whether or not the handler had something to say to it.
@@ -150,6 +148,15 @@ class _MessageSession(StreamSession):
             stream.want_input(False)
         return message
 
+    def _end_input(self, error: Exception) -> None:
+        if isinstance(error, PeerClosed):
+            self.stream.close("drained" if self.connection.draining else "peer closed", error)
+        elif isinstance(error, LongshoreError):
+            self.stream.close("framing", error)
+        else:
+            # A framing of the user's own that raises anything else.
+            self._failed(error)
+
     def _handle(self, message: Any) -> None:
         self.connection.messages += 1
         reply = self._handler.message(message)
@@ -158,8 +165,9 @@ class _MessageSession(StreamSession):
 
     def _handle_batch(self, batch: list[Any]) -> None:
         self.connection.messages += len(batch)
-        for reply in self._handler.messages(batch) or ():
-            self.connection.send(reply)
+        with self.connection.corked():
+            for reply in self._handler.messages(batch) or ():
+                self.connection.send(reply)
 
     def _guarded(self, function: Callable[..., Any], *args: Any) -> None:
         try:

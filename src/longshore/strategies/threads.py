@@ -271,12 +271,13 @@ class _PooledSession(StreamSession):
 
     def _done(self, replies: list[bytes], error: BaseException | None, then: Callable[[], None]) -> None:
         """On the reactor's thread: send the replies, and go on."""
-        self._busy = False
         for reply in replies:
             try:
                 self.stream.write(reply)
             except (LongshoreError, OSError):
                 self._lost += len(reply)
+        # Not before: a write that leaves at once calls the sink, which would go on with what comes after them.
+        self._busy = False
         if error is not None:
             self._fail(error)
         then()
