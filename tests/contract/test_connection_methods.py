@@ -188,7 +188,7 @@ def test_a_truncated_datagram_is_an_event_and_reaches_no_handler(longshore_serve
     assert seen == []
 
 
-@pytest.mark.parametrize("strategy", ["green", "async", "threads", "inline"])
+@pytest.mark.parametrize("strategy", ["green", "async"])
 def test_a_handler_that_has_ended_its_side_of_tls_still_reads_the_peers(longshore_server, certificates, strategy):
     seen = []
 
