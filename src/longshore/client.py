@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import Address, format_peer, parse
 from longshore.buffers import PacketBuffer
-from longshore.concurrency import sleep
+from longshore.concurrency import current_parking, sleep
 from longshore.config import Limits, Timeouts
 from longshore.connection import AsyncConnection, Connection
 from longshore.dialing import Refused, dial, dial_async, left
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     from longshore.config import TLS
     from longshore.framing import Framing
+    from longshore.reactor.portable import PortableReactor
+    from longshore.reactor.stream import Stream
     from longshore.strategies.green import Parking
 
 __all__ = ("Refused", "Retry", "connect", "open_connection")
@@ -111,7 +113,7 @@ def connect(
         ...     connection.request(b"hello")
     """
     address, context, pauses = _plan(url, timeout, tls, retry)
-    parking = _parking()
+    parking = current_parking()
     while True:
         try:
             if parking is not None:
@@ -345,11 +347,30 @@ def _session(address: Address, context: Any) -> Session | None:
 # -- green -------------------------------------------------------------------------------------------------
 
 
-def _parking() -> Parking | None:
-    # Without the green strategy loaded there is no green handler, and greenlet need not be imported to know.
-    green = sys.modules.get("longshore.strategies.green")
-    parking: Parking | None = None if green is None else green.parking()
-    return parking
+def _stream(
+    reactor: PortableReactor,
+    link: StreamLink,
+    sock: socket.socket,
+    peer: str,
+    address: Address,
+    framing: Framing | None,
+    session: Session | None,
+) -> Stream:
+    """Let `reactor` own `sock`, and put `link` on it."""
+    stream = reactor.stream(
+        sock,
+        peer,
+        sink=link,
+        limits=Limits(),
+        timeouts=_timeouts(),
+        framing=framing,
+        tls=session,
+        packets=address.is_datagram,
+    )
+    if address.is_datagram:
+        stream.input = _PacketInput(peer, framing)
+    link.attach(stream)
+    return stream
 
 
 def _connect_parked(
@@ -373,19 +394,7 @@ def _connect_parked(
         sock.close()
         raise
     link = ClientLink()
-    stream = parking.reactor.stream(
-        sock,
-        peer,
-        sink=link,
-        limits=Limits(),
-        timeouts=_timeouts(),
-        framing=framing,
-        tls=session,
-        packets=address.is_datagram,
-    )
-    if address.is_datagram:
-        stream.input = _PacketInput(peer, framing)
-    link.attach(stream)
+    stream = _stream(parking.reactor, link, sock, peer, address, framing, session)
     try:
         stream.start()
         with _explained(address, timeout):
@@ -446,19 +455,7 @@ async def _open_connection(
 
     shared = _Shared.of(loop)
     link = ClientLink(shared.leave)
-    stream = shared.reactor.stream(
-        sock,
-        peer,
-        sink=link,
-        limits=Limits(),
-        timeouts=_timeouts(),
-        framing=framing,
-        tls=session,
-        packets=address.is_datagram,
-    )
-    if address.is_datagram:
-        stream.input = _PacketInput(peer, framing)
-    link.attach(stream)
+    stream = _stream(shared.reactor, link, sock, peer, address, framing, session)
     try:
         stream.start()
         with _explained(address, timeout):

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from longshore.strategies.green import Parking
 
-__all__ = ("asleep", "local", "sleep", "spawn", "to_thread")
+__all__ = ("asleep", "current_parking", "local", "sleep", "spawn", "to_thread")
 
 
-def _parking() -> Parking | None:
+def current_parking() -> Parking | None:
+    """Where the green handler that calls this may wait; None anywhere else."""
     # Without the green strategy loaded there is no green handler, and greenlet need not be imported to know.
     green = sys.modules.get("longshore.strategies.green")
     parking: Parking | None = None if green is None else green.parking()
@@ -28,7 +29,7 @@ def _parking() -> Parking | None:
 
 def sleep(seconds: float) -> None:
     """Wait for `seconds`; a green handler lets the others run meanwhile."""
-    parking = _parking()
+    parking = current_parking()
     if parking is None:
         time.sleep(seconds)
     else:
@@ -47,7 +48,7 @@ def spawn(function: Callable[..., Any], *args: Any) -> None:
     import contextvars
 
     context = contextvars.copy_context()
-    parking = _parking()
+    parking = current_parking()
     if parking is None:
         threading.Thread(target=context.run, args=(function, *args), daemon=True).start()
     else:
@@ -56,7 +57,7 @@ def spawn(function: Callable[..., Any], *args: Any) -> None:
 
 def to_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function that blocks, and return its result; a green handler lets the others run meanwhile."""
-    parking = _parking()
+    parking = current_parking()
     if parking is None:
         return function(*args, **kwargs)
     return parking.wait_for_thread(function, args, kwargs)
