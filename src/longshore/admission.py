@@ -156,7 +156,7 @@ class Admission:
 
     def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Take an accepted connection, or turn it away."""
-        peer = format_peer(sock.family, address)
+        peer = format_peer(listener.socket.family, address)
         limit = self._take_places(listener)
         if limit is not None:
             self._turn_away(sock, peer, listener.url, limit)
@@ -164,13 +164,11 @@ class Admission:
         self.accepted += 1
         _set_options(sock, listener)
         session = self._strategy.open(sock, peer, listener.url, self._tls_context if listener.is_tls else None)
-        if session.over:
-            self._places.leave()
-            return
         self.sessions.add(session)
-        if listener.is_tls and not session.is_open:
+        if listener.is_tls:
             self._handshakes.enter()
             session.handshaking = True
+        session.begin()
 
     def _take_places(self, listener: Listener) -> str | None:
         """Take the places that a connection needs; the name of the limit if one is missing."""
@@ -221,7 +219,7 @@ class _Door:
         self._admission = admission
         self._host = host
         self._listener = listener
-        self.acceptor = host.reactor.accept(listener.socket, self)
+        self.acceptor = host.reactor.accept(listener.socket, self, listener.accept)
 
     def may_accept(self, *, knocking: bool) -> bool:
         return self._admission.may_accept(self.acceptor, knocking=knocking)

@@ -23,7 +23,7 @@ import socket
 import stat
 import sys
 import zlib
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from longshore.addresses import (
     PATH_LIMIT,
@@ -119,6 +119,12 @@ class Listener:
             # Whoever connects to this URL must speak TLS, which the scheme does not say.
             self.url += "?tls=1"
         self._file = file
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection, in non-blocking mode, and its peer's address; what accept(2) refuses is raised as it is."""
+        sock, address = self.socket.accept()
+        sock.setblocking(False)
+        return sock, address
 
     @property
     def closed(self) -> bool:

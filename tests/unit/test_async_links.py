@@ -305,8 +305,13 @@ class Host:
         ours.setblocking(False)
         theirs.settimeout(5)
         self.all_ended.clear()
-        self.reactor.post(lambda: self.sessions.append(self.strategy.open(ours, "peer", "local", None)))
+        self.reactor.post(self.begin, ours)
         return theirs
+
+    def begin(self, ours: socket.socket) -> None:
+        session = self.strategy.open(ours, "peer", "local", None)
+        self.sessions.append(session)
+        session.begin()
 
     def on_reactor(self, function: Callable[[], Any]) -> Any:
         done = threading.Event()
@@ -530,7 +535,7 @@ def test_a_reset_is_no_failure_of_the_handler() -> None:
         theirs = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
         ours.setblocking(False)
-        host.reactor.post(lambda: host.sessions.append(host.strategy.open(ours, "peer", "local", None)))
+        host.reactor.post(host.begin, ours)
         theirs.sendall(b"one\n")
         assert theirs.recv(10) == b"one\n"
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

@@ -20,6 +20,8 @@ import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from longshore.reactor.portable import PortableReactor
 
 __all__ = ("AcceptOwner", "Acceptor")
@@ -55,19 +57,26 @@ class AcceptOwner(Protocol):
         """Whether there is room; if not, the acceptor pauses until `resume`."""
 
     def accepted(self, sock: socket.socket, address: Any) -> None:
-        """A connection; the socket is the owner's now, and in non-blocking mode."""
+        """A connection; the socket is the owner's now."""
 
     def accept_failed(self, error: OSError, retry_in: float) -> None:
         """accept(2) failed; it is tried again in `retry_in` seconds."""
 
 
 class Acceptor:
-    """Accepts on one listening socket; starts running."""
+    """Accepts on one listening socket, by calling `accept()` when it is ready; starts running."""
 
-    def __init__(self, reactor: PortableReactor, listener: socket.socket, owner: AcceptOwner) -> None:
+    def __init__(
+        self,
+        reactor: PortableReactor,
+        listener: socket.socket,
+        owner: AcceptOwner,
+        accept: Callable[[], tuple[Any, Any]],
+    ) -> None:
         self._reactor = reactor
         self._listener = listener
         self._owner = owner
+        self._accept = accept
         self._pause = _FIRST_PAUSE
         self._running = False
         self._reserve: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -114,7 +123,7 @@ class Acceptor:
                 return
             knocking = False
             try:
-                sock, address = self._listener.accept()
+                sock, address = self._accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -126,7 +135,6 @@ class Acceptor:
                     return
                 raise
             self._pause = _FIRST_PAUSE
-            sock.setblocking(False)
             self._owner.accepted(sock, address)
 
     def _exhausted(self, error: OSError) -> None:

@@ -241,9 +241,9 @@ class PortableReactor:
         else:
             self._selector.modify(sock, events, callback)
 
-    def accept(self, listener: socket.socket, owner: Any) -> Acceptor:
-        """Accept on `listener` for `owner`; see `Acceptor`."""
-        return Acceptor(self, listener, owner)
+    def accept(self, listener: socket.socket, owner: Any, accept: Callable[[], tuple[Any, Any]]) -> Acceptor:
+        """Accept on `listener` for `owner` by calling `accept()`; see `Acceptor`."""
+        return Acceptor(self, listener, owner, accept)
 
     def stream(self, sock: socket.socket, peer: str, **options: Any) -> Stream:
         """Own `sock` as a stream; see `Stream`."""

@@ -86,6 +86,10 @@ class Session:
 
     # -- for the server; each strategy's sessions know how -------------------------------------------------
 
+    def begin(self) -> None:
+        """Start: the connection is counted, and may call back from now on."""
+        raise NotImplementedError
+
     def drain(self, deadline: float | None) -> None:
         """Finish what is owed, then end; `deadline` in seconds on the reactor's clock."""
         raise NotImplementedError
@@ -187,7 +191,7 @@ class Strategy(Protocol):
         """Turn the reactor until it is stopped; on the server's thread."""
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
-        """Take a connection; `tls` is an `ssl.SSLContext` or None."""
+        """A session for a connection, to be begun once it is counted; `tls` is an `ssl.SSLContext` or None."""
 
     def datagram(self, data: bytes, peer: str, reply: Callable[[bytes], None], address: Any) -> bool:
         """Take a datagram; False if the strategy is full and it is dropped."""

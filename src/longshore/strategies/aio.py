@@ -351,10 +351,8 @@ class AsyncStrategy:
     # -- the contract ------------------------------------------------------------------------------------
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
-        """Take a connection."""
-        session = _AsyncSession(self, sock, peer, local, tls)
-        session.stream.start()
-        return session
+        """A session on a stream."""
+        return _AsyncSession(self, sock, peer, local, tls)
 
     def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
         """Handle a datagram in a task of its own."""

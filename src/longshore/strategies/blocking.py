@@ -21,6 +21,8 @@ from longshore.sockets import guarded
 from longshore.strategies import Session, client_address_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from longshore.reactor.clock import Timer
     from longshore.reactor.stream import Stream
     from longshore.strategies import Host
@@ -52,10 +54,19 @@ class _Tail:
 
 
 class BlockingSession(Session):
-    """One connection whose handler runs in `run()`, on whatever thread calls that."""
+    """One connection whose handler runs in `run()`, on whatever thread `submit(session)` lets call that."""
 
-    def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
+    def __init__(
+        self,
+        host: Host,
+        sock: socket.socket,
+        peer: str,
+        local: str,
+        tls: Any,
+        submit: Callable[[BlockingSession], object],
+    ) -> None:
         super().__init__(host, peer, local)
+        self._submit = submit
         reactor = host.reactor
         self.client_address: Any = client_address_of(sock, peer)
         self.guard = Guard(peer, Watch(host.timeouts, reactor.now()), reactor.now)
@@ -71,7 +82,6 @@ class BlockingSession(Session):
         self.link = SocketLink(request, peer, host.framing, max_pending=host.limits.max_pending_bytes)
         self.link.finish_later = self._finish_later
         self.connection = Connection(self.link, peer=peer, local=local, server=host.facade)
-        self.handler_running = True
 
     #: Exceptions with which a handler may end that are no failure of it.
     quiet: tuple[type[BaseException], ...] = (SystemExit,)
@@ -80,6 +90,11 @@ class BlockingSession(Session):
     def label(self) -> str:
         """What runs here, for whoever must name it."""
         return f"{self.host.handler.name} for {self.peer}"
+
+    def begin(self) -> None:
+        """Have the handler run."""
+        self.handler_running = True
+        self._submit(self)
 
     # -- on the handler's thread ---------------------------------------------------------------------------
 

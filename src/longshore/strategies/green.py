@@ -304,10 +304,8 @@ class GreenStrategy:
         self.host.reactor.run()
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
-        """Take a connection."""
-        session = _GreenSession(self, sock, peer, local, tls)
-        session.stream.start()
-        return session
+        """A session on a stream."""
+        return _GreenSession(self, sock, peer, local, tls)
 
     def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
         """Handle a datagram in a greenlet of its own."""

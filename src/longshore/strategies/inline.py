@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from longshore.strategies.blocking import BlockingSession
-from longshore.strategies.threads import guarded_call, handle_datagram, refused
+from longshore.strategies.threads import Refused, guarded_call, handle_datagram
 
 if TYPE_CHECKING:
     import socket
@@ -72,14 +72,16 @@ class InlineStrategy:
             self._jobs.put(None)
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
-        """Take a connection."""
+        """A session whose handler runs after those that wait already."""
         try:
-            session = BlockingSession(self._host, sock, peer, local, tls)
+            session = BlockingSession(self._host, sock, peer, local, tls, self._enqueue)
         except OSError as error:
-            return refused(self._host, peer, local, error)
+            return Refused(self._host, peer, local, error)
         session.quiet = (SystemExit, KeyboardInterrupt)
-        self._jobs.put(session.run)
         return session
+
+    def _enqueue(self, session: BlockingSession) -> None:
+        self._jobs.put(session.run)
 
     def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
         """Handle a datagram after what waits already."""

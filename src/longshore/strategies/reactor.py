@@ -220,10 +220,8 @@ class ReactorStrategy:
         self._host.reactor.run()
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
-        """Take a connection."""
-        session = _MessageSession(self._host, sock, peer, local, tls)
-        session.stream.start()
-        return session
+        """A session on a stream."""
+        return _MessageSession(self._host, sock, peer, local, tls)
 
     def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
         """Handle a datagram at once."""

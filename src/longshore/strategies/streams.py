@@ -48,6 +48,10 @@ class StreamSession(Session):
         link.attach(self.stream)
         self.connection = Connection(link, peer=peer, local=local, server=host.facade)
 
+    def begin(self) -> None:
+        """Let the stream read: its handshake, if there is one, and then the handler."""
+        self.stream.start()
+
     def idle_since(self) -> float | None:
         """When the last byte moved, if nothing is owed to this peer now."""
         stream = self.stream

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from longshore.config import Limits
     from longshore.strategies import Host
 
-__all__ = ("ThreadsStrategy", "guarded_call", "handle_datagram", "refused")
+__all__ = ("Refused", "ThreadsStrategy", "guarded_call", "handle_datagram")
 
 #: Messages that a handler which takes batches gets at once.
 BATCH = 256
@@ -35,16 +35,17 @@ BATCH = 256
 DATAGRAMS_PER_THREAD = 16
 
 
-def refused(host: Host, peer: str, local: str, error: OSError) -> Session:
-    """A session for a connection that ended before its TLS handshake could begin."""
-    session = _Refused(host, peer, local)
-    host.reactor.post(host.handler_freed)
-    host.reactor.post(session.gone, "handshake", error)
-    return session
+class Refused(Session):
+    """A connection that ended before its TLS handshake could begin."""
 
+    def __init__(self, host: Host, peer: str, local: str, error: OSError) -> None:
+        super().__init__(host, peer, local)
+        self._error = error
 
-class _Refused(Session):
-    """A connection that never was."""
+    def begin(self) -> None:
+        """Give the places back."""
+        self.host.handler_freed()
+        self.gone("handshake", self._error)
 
     def drain(self, deadline: float | None) -> None:
         """It is over."""
@@ -334,17 +335,16 @@ class ThreadsStrategy:
         self._host.reactor.run()
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
-        """Take a connection."""
+        """A session on a stream, or one with a thread of its own."""
         if self._host.handler.takes_messages:
-            pooled = _PooledSession(self._host, sock, peer, local, tls, self._crew)
-            pooled.stream.start()
-            return pooled
+            return _PooledSession(self._host, sock, peer, local, tls, self._crew)
         try:
-            session = BlockingSession(self._host, sock, peer, local, tls)
+            return BlockingSession(self._host, sock, peer, local, tls, self._submit)
         except OSError as error:
-            return refused(self._host, peer, local, error)
+            return Refused(self._host, peer, local, error)
+
+    def _submit(self, session: BlockingSession) -> None:
         self._handlers.submit(session.label, session.run, name=f"longshore-{session.connection.id}")
-        return session
 
     def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
         """Handle a datagram in the pool."""
