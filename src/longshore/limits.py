@@ -95,6 +95,12 @@ class Watch:
         self.partial_bytes = 0
         self.closing_since: float | None = None
 
+    def begin_handshake(self, now: float) -> None:
+        """A TLS handshake is to be made from now on; again does nothing until it is over."""
+        if not self.handshaking:
+            self.handshaking = True
+            self.ready = now
+
     def received(self, count: int, now: float) -> None:
         """`count` bytes came."""
         self.first = False

@@ -121,7 +121,11 @@ class Listener:
         self._file = file
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection, in non-blocking mode, and its peer's address; what accept(2) refuses is raised as it is."""
+        """The next connection, in non-blocking mode, and its peer's address.
+
+        Raises:
+            OSError: what accept(2) says, as it is.
+        """
         sock, address = self.socket.accept()
         sock.setblocking(False)
         return sock, address

@@ -283,8 +283,7 @@ def guarded_tls_class() -> Any:
                 super().do_handshake(block)
                 return
             watch = guard.watch
-            watch.handshaking = True
-            watch.ready = guard.now()
+            watch.begin_handshake(guard.now())
             guard.arm()
             handshake = super().do_handshake
             try:

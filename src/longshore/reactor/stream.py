@@ -410,8 +410,7 @@ class Stream:
     # -- TLS handshake -----------------------------------------------------------------------------------
 
     def _begin_handshake(self) -> None:
-        self.watch.handshaking = True
-        self.watch.ready = self.reactor.now()
+        self.watch.begin_handshake(self.reactor.now())
         self._arm()
         self._handshake()
 

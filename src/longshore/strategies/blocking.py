@@ -92,8 +92,11 @@ class BlockingSession(Session):
         return f"{self.host.handler.name} for {self.peer}"
 
     def begin(self) -> None:
-        """Have the handler run."""
+        """Have the handler run; the time for a handshake counts from now, whenever its thread comes to it."""
         self.handler_running = True
+        if self._tls:
+            self.guard.watch.begin_handshake(self.host.reactor.now())
+            self._arm()
         self._submit(self)
 
     # -- on the handler's thread ---------------------------------------------------------------------------
