@@ -234,6 +234,6 @@ class _Door:
 def _set_options(sock: socket.socket, listener: Listener) -> None:
     """Switch Nagle's algorithm off: whoever coalesces writes itself loses by the kernel doing it again."""
     options = listener.options
-    if sock.family in (socket.AF_INET, socket.AF_INET6) and (options is None or options.nodelay):
+    if options.nodelay and listener.socket.family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -310,6 +310,14 @@ class StreamLink:
 
         self._open = False
         self._on_reactor(self.stream.start_tls, Session(context, server_side=server_side, hostname=hostname))
+        self.wait_open(timeout)
+
+    def wait_open(self, timeout: float | None = None) -> None:
+        """Return once a TLS handshake is over, at once where the caller may not wait.
+
+        Raises:
+            LongshoreError, OSError: what ended the connection instead.
+        """
         while self._may_wait() and not self._open and self.stream.state == "opening":
             self._pause(timeout, "the TLS handshake")
         if self.stream.state in ("closing", "closed"):

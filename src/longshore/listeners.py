@@ -49,7 +49,7 @@ from longshore.owners import lock_holders, peer_of, process_name, socket_holders
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ("Listener", "bind")
+__all__ = ("Listener", "bind", "url_of")
 
 #: What we ask listen(2) for: the kernel caps it at net.core.somaxconn, so a large number means "your own limit".
 BACKLOG: Final = max(socket.SOMAXCONN, 4096)
@@ -176,6 +176,12 @@ def bind(target: str | Address | socket.socket) -> list[Listener]:
             if address.port != 0 or len(endpoints) == 1:
                 raise
     return _all_or_none(_bind_each(address, endpoints))
+
+
+def url_of(sock: socket.socket) -> str:
+    """The URL under which a bound socket that somebody else made is reached; its plain name where there is none."""
+    scheme = _SCHEMES.get((sock.family, _type(sock)))
+    return str(sock.getsockname()) if scheme is None else format_url(scheme, sock)
 
 
 def _all_or_none(listeners: Iterable[Listener]) -> list[Listener]:

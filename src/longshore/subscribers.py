@@ -34,6 +34,11 @@ class Subscribers:
 
         return remove
 
+    @property
+    def anybody(self) -> bool:
+        """Whether there is an observer."""
+        return bool(self._observers)
+
     def emit(self, event: Event) -> None:
         """Hand `event` to everybody; without anybody, a failure goes to the `longshore` logger."""
         if isinstance(event, HandlerFailed):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from longshore.reactor.portable import PortableReactor
 
-__all__ = ("AcceptOwner", "Acceptor")
+__all__ = ("AcceptOwner", "Acceptor", "as_accept_failure")
 
 #: How many connections one listener may accept per turn, so that a storm on one leaves time for all.
 BURST = 64
@@ -48,6 +48,16 @@ _DEAD = frozenset(
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
+
+
+def as_accept_failure(error: OSError) -> OSError:
+    """What accept(2) could have said in the place of `error`, with which a user's own way to accept has failed.
+
+    It was about one connection, so it must not end the server.
+    """
+    if isinstance(error, (BlockingIOError, InterruptedError)) or error.errno in _DEAD | _EXHAUSTED:
+        return error
+    return ConnectionAbortedError(errno.ECONNABORTED, f"{type(error).__name__}: {error}")
 
 
 class AcceptOwner(Protocol):

@@ -67,12 +67,16 @@ class PortableReactor:
     # -- turning ---------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Turn until `stop`; exceptions that leave a callback leave this too."""
+        """Turn until `stop`, which may have come before; exceptions that leave a callback leave this too.
+
+        May be called again afterwards, also on another thread.
+        """
         self.thread = threading.get_ident()
         previous = self._wake_on_signals()
         try:
             while not self._stopping:
                 self._turn(self._sleep())
+            self._stopping = False
         finally:
             if previous is not None:
                 signal.set_wakeup_fd(previous)
@@ -230,8 +234,8 @@ class PortableReactor:
 
     # -- sources ---------------------------------------------------------------------------------------
 
-    def watch(self, sock: socket.socket, events: int, callback: Callable[[int], object]) -> None:
-        """Call `callback(events)` while `sock` is ready for `events` (of `selectors`); 0 watches no more."""
+    def watch(self, sock: socket.socket | int, events: int, callback: Callable[[int], object]) -> None:
+        """Call `callback(events)` while a socket or descriptor is ready for `events` (of `selectors`); 0 ends that."""
         known = self._selector.get_map().get(sock)
         if not events:
             if known is not None:

@@ -35,11 +35,17 @@ class Host(Protocol):
     """The server, as strategies see it."""
 
     handler: Handler
-    limits: Limits
-    timeouts: Timeouts
     framing: Framing | None
     reactor: PortableReactor
     draining: bool
+
+    @property
+    def limits(self) -> Limits:
+        """The limits, as they are now."""
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The timeouts of connections to come."""
 
     @property
     def facade(self) -> Any:

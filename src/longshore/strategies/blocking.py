@@ -194,7 +194,8 @@ class BlockingSession(Session):
         elif cause == "handshake" and isinstance(error, HandshakeTimeout):
             stream.fail(cause, error)
         else:
-            stream.close(cause, error)
+            # A peer that is owed nothing when the server drains is not sending, so there is nothing to wait for.
+            stream.close(cause, error, linger=cause != "drained" or self.guard.owing)
 
     def _finish_later(self, link: SocketLink) -> None:
         """Send what a broadcast could not send at once, when the kernel has room."""
@@ -272,6 +273,11 @@ class BlockingSession(Session):
     def evict(self) -> None:
         """Let the handler's wait for input raise; nothing is owed to an idle peer."""
         self.guard.interrupt("evicted", ClosedError(f"{self.peer} was idle, and its place was needed"))
+
+    def destroy(self) -> None:
+        """Close what only lingers; a handler that still runs keeps its socket, and is named."""
+        if self._stream is not None:
+            self._stream.fail("cut", self._stopping())
 
     def _stopping(self) -> ClosedError:
         return ClosedError(f"the connection to {self.peer} was cut: the server is stopping")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import greenlet
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from longshore.config import Limits
     from longshore.strategies import Host, Session
 
-__all__ = ("GreenLink", "GreenStrategy", "Parking", "parking")
+__all__ = ("GreenLink", "GreenSession", "GreenStrategy", "Home", "Parking", "parking")
 
 #: Messages that a handler which takes batches gets at once.
 BATCH = 256
@@ -148,10 +148,23 @@ class GreenLink(StreamLink):
             waiting.switch(False)
 
 
-class _GreenSession(StreamSession):
+class Home(Protocol):
+    """Where greenlets of sessions live: the strategy, or whoever stands for it."""
+
+    host: Host
+
+    @property
+    def parking(self) -> Parking:
+        """Where the handlers' greenlets wait."""
+
+    #: The sessions whose handler has not returned.
+    running: set[GreenSession]
+
+
+class GreenSession(StreamSession):
     """One connection and its greenlet."""
 
-    def __init__(self, strategy: GreenStrategy, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
+    def __init__(self, strategy: Home, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
         link = GreenLink(self._stream_closed)
         super().__init__(strategy.host, sock, peer, local, tls, link)
         self._link = link
@@ -181,17 +194,11 @@ class _GreenSession(StreamSession):
     def _run(self) -> None:
         self._greenlet = greenlet.getcurrent()
         self._running.add(self)
-        host = self.host
         cause: str = "finished"
         error: BaseException | None = None
         try:
             try:
-                if host.handler.takes_messages:
-                    cause = self._converse()
-                elif host.handler.kind == "class":
-                    host.handler.target(self.connection, self.client_address, host.facade)
-                else:
-                    host.handler.target(self.connection)
+                cause = self._call()
             except Exception as failure:
                 error = failure
                 if self.stream.state == "open" or not isinstance(failure, (LongshoreError, OSError)):
@@ -207,6 +214,17 @@ class _GreenSession(StreamSession):
             self.stream.close(cause, error, linger=self.is_owed or not self.connection.draining)
             self._running.discard(self)
             self.handler_returned()
+
+    def _call(self) -> str:
+        """Run the handler; the cause of the closing event, if nothing else caused it."""
+        host = self.host
+        if host.handler.takes_messages:
+            return self._converse()
+        if host.handler.kind == "class":
+            host.handler.target(self.connection, self.client_address, host.facade)
+        else:
+            host.handler.target(self.connection)
+        return "finished"
 
     def _converse(self) -> str:
         """Run a message handler over its own blocking connection."""
@@ -289,10 +307,8 @@ class GreenStrategy:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        #: Where the handlers' greenlets wait.
         self.parking = Parking(host.reactor)
-        #: The sessions whose handler has not returned.
-        self.running: set[_GreenSession] = set()
+        self.running: set[GreenSession] = set()
         self._datagrams = 0
 
     def capacity(self, limits: Limits) -> int | None:
@@ -305,7 +321,7 @@ class GreenStrategy:
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
         """A session on a stream."""
-        return _GreenSession(self, sock, peer, local, tls)
+        return GreenSession(self, sock, peer, local, tls)
 
     def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
         """Handle a datagram in a greenlet of its own."""
