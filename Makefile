@@ -85,6 +85,6 @@ lock: ## Pin the newest packages again (needs uv)
 
 .PHONY: clean
 clean: ## Remove everything that make has made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist docs/_build
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .dropin_cache build dist docs/_build
 	find src tests examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
