@@ -147,8 +147,19 @@ class Hosting:
         loop = self._loop
         if loop is not None and not self._not_serving.is_set():
             loop.stop()
+        self._free_thread()
         if not self._is_own_thread():
             self._not_serving.wait()
+
+    def _free_thread(self) -> None:
+        """Once asked to stop, let a handler that has the serving thread wait no more for a client that is owed nothing.
+
+        Called after the wish was noted, and after an arrival was: whichever comes second sees the other.
+        """
+        if self._asked_to_stop and self.manner.holds_loop and not self._only_one:
+            for arrival in tuple(self._arrivals.values()):
+                if arrival.session is not None:
+                    arrival.session.drain(None)
 
     def _is_own_thread(self) -> bool:
         """Whether this thread is one that serving needs, so that it must not wait for the end of that."""
@@ -220,8 +231,10 @@ class Hosting:
         """Call `get_request`.
 
         Raises:
-            OSError: there is no request.
+            OSError: there is no request, or none that this `serve_forever` takes any more.
         """
+        if self._asked_to_stop and not self._only_one:
+            raise BlockingIOError
         request, client_address = self.server.get_request()
         return self._arrivals.get(id(request)) or self._adopt(request, client_address, self.manner.requests)
 
@@ -286,6 +299,7 @@ class Hosting:
     def welcome(self, arrival: Arrival) -> None:
         """Call the hooks of one request, from `verify_request` on."""
         self.attempted()
+        self._free_thread()
         server, request, client_address = self.server, arrival.request, arrival.client_address
         try:
             if not server.verify_request(request, client_address):

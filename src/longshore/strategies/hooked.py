@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ("Arrival", "BareRequest", "GreenRequest", "SocketRequest")
 
+#: Seconds that a client whose answer has left while the server ends may take to end its side.
+LAST_LINGER = 0.3
+
 
 class Arrival:
     """One request, from `get_request` to its end, as whoever calls the hooks knows it."""
@@ -126,6 +129,12 @@ class SocketRequest(BlockingSession):
         )
         self._end_in_order(sock, cause, error)
         self.handler_returned()
+        self._linger_no_longer()
+
+    def _linger_no_longer(self) -> None:
+        """Once the server ends, a client that has everything is not waited for."""
+        if self.connection.draining and self.is_lingering():
+            self.host.reactor.call_later(LAST_LINGER, super().destroy)
 
     def settle(self) -> None:
         """The hooks are through; a socket that they have detached is no business of ours any more."""
@@ -148,6 +157,21 @@ class SocketRequest(BlockingSession):
     def is_lingering(self) -> bool:
         """Whether everything was sent, and only the client's end of the stream is waited for."""
         return self._stream is not None and not self._stream.pending
+
+    # -- the server's side, which is another thread's ------------------------------------------------------
+
+    def drain(self, deadline: float | None) -> None:
+        """As every session; from any thread."""
+        super().drain(deadline)
+        self.host.reactor.post(self._linger_no_longer)
+
+    def cut(self) -> None:
+        """As every session; from any thread."""
+        self.host.reactor.post(super().cut)
+
+    def destroy(self) -> None:
+        """As every session; from any thread."""
+        self.host.reactor.post(super().destroy)
 
 
 class GreenRequest(GreenSession):
@@ -181,6 +205,16 @@ class GreenRequest(GreenSession):
 
     def settle(self) -> None:
         """The hooks are through; the stream knows by itself whether it is closed."""
+
+    def handler_returned(self) -> None:
+        """The handler is through."""
+        super().handler_returned()
+        self._linger_no_longer()
+
+    def _linger_no_longer(self) -> None:
+        """Once the server ends, a client that has everything is not waited for."""
+        if self.connection.draining and self.is_lingering():
+            self.host.reactor.call_later(LAST_LINGER, super().destroy)
 
     def launch(self, job: Callable[[], object]) -> None:
         """Run `job()` in a greenlet; from any thread."""
@@ -217,6 +251,7 @@ class GreenRequest(GreenSession):
     def drain(self, deadline: float | None) -> None:
         """As every session; from any thread."""
         self.host.reactor.post(super().drain, deadline)
+        self.host.reactor.post(self._linger_no_longer)
 
     def cut(self) -> None:
         """As every session; from any thread."""

@@ -133,6 +133,52 @@ def server_close_with_an_idle_client(module: Any) -> None:
     client.close()
 
 
+def shutdown_with_an_idle_client(module: Any) -> None:
+    """csernazs/pytest-httpserver#263: the handler of a silent client has the serving thread, and nobody can stop it."""
+    server = module.TCPServer(ANYWHERE, echo(module))
+    with serving(server):
+        client = connect(server)
+        assert ask(client) == b"hello"
+    assert client.recv(1) == b"", "the client is not told"
+    client.close()
+
+
+def server_close_alone_with_an_idle_client(module: Any) -> None:
+    """Whoever closes without a shutdown before it, was never kept waiting."""
+    server = module.TCPServer(ANYWHERE, echo(module))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with connect(server) as client:
+        assert ask(client) == b"hello"
+        within_patience(server.server_close, what="server_close()")
+
+
+def server_close_waits_for_no_client_to_hang_up(module: Any) -> None:
+    """A client that has its answer, and does not end its side, is nobody to wait for."""
+    begun, finish = threading.Event(), threading.Event()
+
+    class Worker(module.StreamRequestHandler):
+        def handle(self) -> None:
+            line = self.rfile.readline()
+            begun.set()
+            finish.wait()
+            self.wfile.write(line)
+
+    server = module.ThreadingTCPServer(ANYWHERE, Worker)
+    with connect(server) as client:
+        served = threading.Thread(target=server.serve_forever, daemon=True)
+        served.start()
+        client.sendall(b"hello\n")
+        begun.wait()
+        server.shutdown()
+        closing = threading.Thread(target=server.server_close, daemon=True)
+        closing.start()
+        finish.set()
+        finished = time.monotonic()
+        within_patience(closing.join, what="server_close()")
+        assert time.monotonic() - finished < 1, "server_close() waits until the client hangs up"
+        assert client.makefile("rb").read() == b"hello\n", "the answer is lost"
+
+
 def server_close_waits_for_work(module: Any) -> None:
     """What it is for: a handler that is at work is not cut."""
     begun, finish = threading.Event(), threading.Event()
