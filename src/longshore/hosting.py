@@ -148,8 +148,14 @@ class Hosting:
         if loop is not None and not self._not_serving.is_set():
             loop.stop()
         self._free_thread()
-        if not self._is_own_thread():
-            self._not_serving.wait()
+        if self._is_own_thread():
+            return
+        timeout = self.attributes.timeouts.drain
+        if self.manner.holds_loop and not self._not_serving.wait(PATIENCE if timeout is None else timeout):
+            for arrival in tuple(self._arrivals.values()):
+                if arrival.session is not None and (timeout is not None or arrival.session.waits()):
+                    self._cut_one(arrival.session)
+        self._not_serving.wait()
 
     def _free_thread(self) -> None:
         """Once asked to stop, let a handler that has the serving thread wait no more for a client that is owed nothing.

@@ -27,6 +27,8 @@ SCENARIOS = {
     "stopping.shutdown_at_once_however_long_the_interval": "shutdown() hangs",
     "stopping.server_close_with_an_idle_client": "server_close() hangs",
     "stopping.shutdown_with_an_idle_client": "shutdown() hangs",
+    "stopping.shutdown_with_a_client_in_mid_request": "shutdown() hangs",
+    "stopping.shutdown_from_a_signal_handler_with_an_idle_client": "shutdown() in a signal handler hangs",
     "stopping.server_close_alone_with_an_idle_client": "",
     "stopping.server_close_waits_for_no_client_to_hang_up": "",
     "stopping.server_close_waits_for_work": "",

@@ -167,7 +167,11 @@ class SocketRequest(BlockingSession):
 
     def cut(self) -> None:
         """As every session; from any thread."""
-        self.host.reactor.post(super().cut)
+        if self._stream is None:
+            # At once, as the handler may have the reactor's own thread.
+            super().cut()
+        else:
+            self.host.reactor.post(super().cut)
 
     def destroy(self) -> None:
         """As every session; from any thread."""

@@ -9,7 +9,9 @@ import threading
 import time
 from typing import Any
 
-from stage import ANYWHERE, ask, connect, echo, no_longer_than_patience, serving, within_patience
+from stage import ANYWHERE, PATIENCE, ask, connect, echo, no_longer_than_patience, serving, within_patience
+
+from longshore import Timeouts
 
 
 def shutdown_from_the_serving_thread(module: Any) -> None:
@@ -139,6 +141,40 @@ def shutdown_with_an_idle_client(module: Any) -> None:
     with serving(server):
         client = connect(server)
         assert ask(client) == b"hello"
+    assert client.recv(1) == b"", "the client is not told"
+    client.close()
+
+
+def shutdown_with_a_client_in_mid_request(module: Any) -> None:
+    """The same with a client that is owed an answer and does not go on: it has `Timeouts.drain`."""
+
+    class Server(module.TCPServer):
+        timeouts = Timeouts(drain=0.2)
+
+    server = Server(ANYWHERE, echo(module))
+    with serving(server):
+        client = connect(server)
+        assert ask(client) == b"hello"
+        client.sendall(b"hel")
+    assert client.recv(1) == b"", "the client is not told"
+    client.close()
+
+
+def shutdown_from_a_signal_handler_with_an_idle_client(module: Any) -> None:
+    """bboe/extended_http_server#7: the signal interrupts the handler that waits, and the handler goes on waiting."""
+    with module.TCPServer(ANYWHERE, echo(module)) as server:
+        signal.signal(signal.SIGTERM, lambda number, frame: server.shutdown())
+        client = socket.socket()
+
+        def terminate() -> None:
+            client.settimeout(PATIENCE)
+            client.connect(server.server_address)
+            ask(client)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=terminate, daemon=True).start()
+        with no_longer_than_patience("shutdown() in a signal handler"):
+            server.serve_forever()
     assert client.recv(1) == b"", "the client is not told"
     client.close()
 
