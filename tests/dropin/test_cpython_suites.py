@@ -7,6 +7,7 @@ standard module and with ours, in processes of their own; what passes with the o
 from __future__ import annotations
 
 import concurrent.futures
+import faulthandler
 import functools
 import hashlib
 import json
@@ -224,7 +225,13 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             if not paths_for(python)[1]
             for replacement in (OURS, None)
         }
-        yield lambda python, suite: (begun[python, suite, None].result(), begun[python, suite, OURS].result())
+
+        def both(python: Interpreter, suite: Suite) -> tuple[Run, Run]:
+            # What hangs hangs in a child, which says where; a dump of this process, which waits, would say nothing.
+            faulthandler.cancel_dump_traceback_later()
+            return begun[python, suite, None].result(), begun[python, suite, OURS].result()
+
+        yield both
         pool.shutdown(cancel_futures=True)
 
 
