@@ -38,15 +38,15 @@ class Quiet:
 
 
 class GreenHTTPServer(socketserver.GreenMixIn, http.server.HTTPServer):
-    request_queue_size = CLIENTS
+    pass
 
 
 class GreenXMLRPCServer(socketserver.GreenMixIn, xmlrpc.server.SimpleXMLRPCServer):
-    request_queue_size = CLIENTS
+    pass
 
 
 class GreenWSGIServer(socketserver.GreenMixIn, wsgiref.simple_server.WSGIServer):
-    request_queue_size = CLIENTS
+    pass
 
 
 class GreenWerkzeug(socketserver.GreenMixIn, werkzeug.serving.BaseWSGIServer):
