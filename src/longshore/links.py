@@ -531,10 +531,10 @@ class SocketLink:
 
     def start_tls(self, context: Any, *, server_side: bool, hostname: str | None, timeout: float | None) -> None:
         """Speak TLS from here on; nothing may have been read beyond this point."""
-        if self.input.unread:
-            raise LongshoreError(f"{self._peer} sent plain text after it was to start TLS")
         from longshore.tls import TLSError, describe
 
+        if self.input.unread:
+            raise TLSError(f"{self._peer} sent plain text after it was to start TLS")
         self.flush(timeout)
         guard = getattr(self._socket, "guard", None)
         if guard is not None and server_side:

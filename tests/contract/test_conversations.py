@@ -11,6 +11,7 @@ import pytest
 from longshore import LengthPrefixed, Limits, Lines, MessageHandler, connect
 from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
 from longshore.testing import Client, connected_pair
+from longshore.tls import TLSError
 
 
 def test_a_line_is_echoed(shape, serve):
@@ -250,6 +251,31 @@ def test_a_blocking_handler_may_upgrade_to_tls(longshore_server, certificates, s
         assert client.request(b"STARTTLS") == b"go ahead"
         client.start_tls(certificates.client_context())
         assert client.request(b"hello") == b"HELLO"
+
+
+@pytest.mark.parametrize("strategy", ["threads", "green", "inline"])
+@pytest.mark.parametrize("at_once", [True, False], ids=["with the command", "after the answer"])
+def test_plain_text_in_the_place_of_a_handshake_is_the_peers_fault(longshore_server, certificates, strategy, at_once):
+    tls = certificates.server_tls()
+
+    def handler(connection):
+        assert connection.readline() == b"STARTTLS\n"
+        connection.sendall(b"go ahead\n")
+        connection.start_tls(tls)
+        raise AssertionError("what was slipped in has been taken for TLS")
+
+    server = longshore_server(handler, strategy=strategy)
+    with Client(server.url) as client:
+        client.send(b"STARTTLS\n" + b"MAIL FROM:<forger>\n" * at_once)
+        assert client.recv_line() == b"go ahead\n"
+        if not at_once:
+            client.send(b"MAIL FROM:<forger>\n")
+        # Nobody lingers for a client that is gone.
+        client.half_close()
+        closed = server.events.wait_for(ConnectionClosed)
+    assert closed.cause == "handshake"
+    assert isinstance(closed.error, TLSError)
+    assert server.events.of(HandlerFailed) == []
 
 
 def test_alpn_chooses_the_servers_favourite(shape, serve, certificates):

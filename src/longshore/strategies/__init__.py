@@ -245,10 +245,11 @@ def create(name: str, host: Host) -> Strategy:
 def cause_of(error: BaseException, gone: str | None) -> str:
     """The cause of `ConnectionClosed` that an exception leaving a handler stands for."""
     from longshore.errors import ClosedError, PeerClosed
+    from longshore.tls import TLSError
 
     if gone is not None and isinstance(error, (OSError, ClosedError, Timeout)):
         return gone
-    if isinstance(error, HandshakeTimeout):
+    if isinstance(error, (HandshakeTimeout, TLSError)):
         return "handshake"
     if isinstance(error, Timeout):
         return "timeout"
