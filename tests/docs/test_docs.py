@@ -1,13 +1,27 @@
-"""The code in the documentation runs, from the first block of a page to its last, as a reader would type it."""
+"""The code in the documentation runs, from the first block of a page to its last, as a reader would type it.
+
+A Python block that begins with a comment such as `# shout.py` is that file, for commands that come later.  What an
+`output` block shows is what the block above it prints.  A `console` block that shows what its commands print is run
+too; a command that ends in `&` shows its first line, and is ended with the page or by `kill %1`.  In both, `...`
+stands for anything.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import doctest
+import io
+import os
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from sybil import Sybil
-from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.myst import CodeBlockParser, SkipParser
 
 import longshore
 from longshore import config, errors, framing
@@ -19,15 +33,102 @@ PAGES = [
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if path.exists() and "_build" not in path.parts and "```python" in path.read_text()
 ]
+SECONDS = 10
+
+
+class Reader:
+    """Somebody who types a page's code, in order and in one folder, and compares what it prints with what is shown."""
+
+    def __init__(self, folder: Path, *, shows_all: bool = True) -> None:
+        self._folder = folder
+        self._shows_all = shows_all
+        self._printed: str | None = None
+        self._background: list[subprocess.Popen] = []
+        # The port that pages name may be somebody else's on this machine.
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = str(free.getsockname()[1])
+        self.parsers = [
+            CodeBlockParser("python", self.python),
+            CodeBlockParser("output", self.output),
+            CodeBlockParser("console", self.console),
+            SkipParser(),
+        ]
+
+    def python(self, example) -> None:
+        self.leave_nothing_unshown()
+        name = re.match(r"# (\w+\.py)\n", example.parsed)
+        if name:
+            (self._folder / name[1]).write_text(example.parsed.replace(":5000", f":{self._port}"))
+            return
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            PythonEvaluator()(example)
+        self._printed = printed.getvalue() or None
+
+    def output(self, example) -> None:
+        assert self._printed is not None, f"line {example.line} shows output where nothing was printed"
+        printed, self._printed = self._printed, None
+        compare(example.parsed, printed, f"the block above line {example.line}")
+
+    def leave_nothing_unshown(self) -> None:
+        assert self._printed is None or not self._shows_all, f"this is printed, and not shown:\n{self._printed}"
+
+    def console(self, example) -> None:
+        steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", example.parsed, re.MULTILINE)
+        if not any(shown for _, shown in steps):
+            return
+        for command, shown in steps:
+            printed = self._type(command.replace(":5000", f":{self._port}"))
+            compare(shown, printed.replace(f":{self._port}", ":5000"), command)
+
+    def _type(self, command: str) -> str:
+        if command.startswith("kill "):
+            return self._end(self._background.pop())
+        options = {
+            "shell": True,
+            "executable": "/bin/bash",
+            "cwd": self._folder,
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+            "env": {
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT / "src"),
+            },
+        }
+        if not command.endswith("&"):
+            return subprocess.run(command, timeout=SECONDS, check=False, **options).stdout
+        process = subprocess.Popen(f"exec {command.removesuffix('&')}", **options)
+        self._background.append(process)
+        return process.stdout.readline()
+
+    @staticmethod
+    def _end(process: subprocess.Popen) -> str:
+        with process:
+            process.terminate()
+            return process.communicate(timeout=SECONDS)[0]
+
+    def close(self) -> None:
+        while self._background:
+            self._end(self._background.pop())
+
+
+def compare(shown: str, printed: str, what: str) -> None:
+    assert doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS), (
+        f"{what}: shown is\n{shown}\nbut printed was\n{printed}"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    document = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], path=str(ROOT)).parse(page)
-    for example in document.examples():
-        example.evaluate()
+    reader = Reader(tmp_path, shows_all=page.name != "README.md")
+    with contextlib.closing(reader):
+        for example in Sybil(parsers=reader.parsers, path=str(ROOT)).parse(page).examples():
+            example.evaluate()
+        reader.leave_nothing_unshown()
 
 
 def test_both_chapters_of_the_tutorial_are_run():
