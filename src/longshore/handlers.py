@@ -285,7 +285,7 @@ def check_addresses(handler: Handler, framing: Framing | None, kinds: Iterable[t
         if handler.takes_messages and kind == "stream" and framing is None:
             raise ConfigError(
                 f"{handler.name} takes messages, but nothing says how {url} is cut into messages",
-                hint="Pass framing=Lines() (or another of longshore.framing).",
+                hint="Pass framing=Lines(), or say --framing lines on the command line, or take another framing.",
             )
         if handler.kind == "stream" and kind == "datagram":
             raise ConfigError(

@@ -149,7 +149,7 @@ def test_no_address_is_told_with_an_example(run, app):
         (["--stratgy", "green"], ["--stratgy", "--strategy"]),
         (["--strategy", "gren"], ["'gren'", "Did you mean green?"]),
         (["--strategy", "reactor"], ["reactor", "threads"]),
-        (["--framing", "lnes"], ["'lnes'", "lines"]),
+        (["--framing", "lnes"], ["'lnes'", "Did you mean lines?"]),
         (["--framing", "echo:echo"], ["echo:echo is no framing"]),
         (["--framing", "jsno:lines"], ["jsno:lines", "Did you mean json?"]),
         (["--framing", "length-prefixed:5"], ["length-prefixed:5"]),
@@ -202,7 +202,7 @@ def test_a_certificate_that_is_not_there_is_told(run, app):
 
 
 def test_messages_on_a_stream_without_framing_are_told(run, app):
-    assert_told(run("serve", "several.py:answer", "--bind", "tcp://127.0.0.1:0", cwd=app), 2, "framing")
+    assert_told(run("serve", "several.py:answer", "--bind", "tcp://127.0.0.1:0", cwd=app), 2, "--framing lines")
 
 
 def test_no_server_at_the_other_end_is_told(run, tmp_path):

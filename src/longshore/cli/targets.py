@@ -59,7 +59,13 @@ def load_framing(text: str | None) -> Framing | None:
     place, name = _split(text)
     known = sorted({spelling.partition(":")[0] for spelling in SPELLINGS})
     if not name or place in known:
-        return parse_framing(text)
+        try:
+            return parse_framing(text)
+        except ConfigError as error:
+            spelt = text.partition(":")[0]
+            if not error.hint and spelt not in known:
+                error.hint = near_match(spelt, known)
+            raise
     try:
         found = _attribute(_load(place), name, place)
     except ConfigError as error:
