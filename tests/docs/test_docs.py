@@ -3,7 +3,7 @@
 A Python block that begins with a comment such as `# shout.py` is that file, for commands that come later.  What an
 `output` block shows is what the block above it prints.  A `console` block that shows what its commands print is run
 too; a command that ends in `&` shows its first line, and is ended with the page or by `kill %1`.  In both, `...`
-stands for anything.
+stands for anything.  A `diff` block whose first line is `--- shout.py` is a change to that file.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Reader:
             CodeBlockParser("python", self.python),
             CodeBlockParser("output", self.output),
             CodeBlockParser("console", self.console),
+            CodeBlockParser("diff", self.diff),
             SkipParser(),
         ]
 
@@ -58,7 +59,7 @@ class Reader:
         self.leave_nothing_unshown()
         name = re.match(r"# (\w+\.py)\n", example.parsed)
         if name:
-            (self._folder / name[1]).write_text(example.parsed.replace(":5000", f":{self._port}"))
+            (self._folder / name[1]).write_text(self._with_own_port(example.parsed))
             return
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             PythonEvaluator()(example)
@@ -69,6 +70,19 @@ class Reader:
         printed, self._printed = self._printed, None
         compare(example.parsed, printed, f"the block above line {example.line}")
 
+    def diff(self, example) -> None:
+        """Change a file that was typed before; what each hunk replaces must stand there once."""
+        name, *lines = self._with_own_port(example.parsed).splitlines()
+        path = self._folder / name.removeprefix("--- ")
+        text = path.read_text()
+        while lines:
+            end = lines.index("@@") if "@@" in lines else len(lines)
+            hunk, lines = lines[:end], lines[end + 1 :]
+            old, new = ("".join(f"{line[1:]}\n" for line in hunk if line[:1] in kept) for kept in (" -", " +"))
+            assert text.count(old) == 1, f"line {example.line} changes what {path.name} does not have:\n{old}"
+            text = text.replace(old, new)
+        path.write_text(text)
+
     def leave_nothing_unshown(self) -> None:
         assert self._printed is None or not self._shows_all, f"this is printed, and not shown:\n{self._printed}"
 
@@ -77,8 +91,11 @@ class Reader:
         if not any(shown for _, shown in steps):
             return
         for command, shown in steps:
-            printed = self._type(command.replace(":5000", f":{self._port}"))
-            compare(shown, printed.replace(f":{self._port}", ":5000"), command)
+            printed = self._type(self._with_own_port(command))
+            compare(shown, printed.replace(self._port, "5000"), command)
+
+    def _with_own_port(self, text: str) -> str:
+        return re.sub(r"\b5000\b", self._port, text)
 
     def _type(self, command: str) -> str:
         if command.startswith("kill "):
@@ -94,7 +111,7 @@ class Reader:
             "env": {
                 **os.environ,
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "PYTHONPATH": str(ROOT / "src"),
+                "PYTHONPATH": str(Path(longshore.__file__).parents[1]),
             },
         }
         if not command.endswith("&"):
@@ -131,8 +148,12 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
         reader.leave_nothing_unshown()
 
 
-def test_both_chapters_of_the_tutorial_are_run():
-    assert {"01-sockets.md", "02-first-server.md"} <= {page.name for page in PAGES}
+def test_every_chapter_of_the_tutorial_is_run_and_listed():
+    chapters = set((ROOT / "docs/tutorial").glob("*.md"))
+    assert chapters <= set(PAGES)
+    assert len(chapters) == 6
+    listed = (ROOT / "docs/index.md").read_text()
+    assert [path.name for path in chapters if f"tutorial/{path.stem}\n" not in listed] == []
 
 
 def test_the_table_of_strategies_says_what_the_program_does():
