@@ -2,8 +2,8 @@
 
 A Python block that begins with a comment such as `# shout.py` is that file, for commands that come later.  What an
 `output` block shows is what the block above it prints.  A `console` block that shows what its commands print is run
-too; a command that ends in `&` shows its first line, and is ended with the page or by `kill %1`.  In both, `...`
-stands for anything.  A `diff` block whose first line is `--- shout.py` is a change to that file.
+too, as in one window, where what a command in the background prints comes in between.  In both, `...` stands for
+anything.  A `diff` block whose first line is `--- shout.py` is a change to that file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,10 @@ class Reader:
         self._folder = folder
         self._shows_all = shows_all
         self._printed: str | None = None
-        self._background: list[subprocess.Popen] = []
+        #: What the shell and all that it runs write to, as in one window.
+        self._terminal = folder / "terminal.txt"
+        self._terminal.touch()
+        self._background: subprocess.Popen | None = None
         # The port that pages name may be somebody else's on this machine.
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = str(free.getsockname()[1])
@@ -91,50 +95,60 @@ class Reader:
         if not any(shown for _, shown in steps):
             return
         for command, shown in steps:
-            printed = self._type(self._with_own_port(command))
-            compare(shown, printed.replace(self._port, "5000"), command)
+            before = self._terminal.stat().st_size
+            self._type(self._with_own_port(command))
+            # What is in the background prints when it likes.
+            deadline = time.monotonic() + SECONDS
+            while not agree(shown, self._printed_since(before)) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            compare(shown, self._printed_since(before), command)
+
+    def _printed_since(self, before: int) -> str:
+        return self._terminal.read_bytes()[before:].decode().replace(self._port, "5000")
 
     def _with_own_port(self, text: str) -> str:
         return re.sub(r"\b5000\b", self._port, text)
 
-    def _type(self, command: str) -> str:
-        if command.startswith("kill "):
-            return self._end(self._background.pop())
-        options = {
-            "shell": True,
-            "executable": "/bin/bash",
-            "cwd": self._folder,
-            "stdin": subprocess.DEVNULL,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.STDOUT,
-            "text": True,
-            "env": {
-                **os.environ,
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "PYTHONPATH": str(Path(longshore.__file__).parents[1]),
-            },
+    def _type(self, command: str) -> None:
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(longshore.__file__).parents[1]),
+            "PYTHONUNBUFFERED": "1",
         }
-        if not command.endswith("&"):
-            return subprocess.run(command, timeout=SECONDS, check=False, **options).stdout
-        process = subprocess.Popen(f"exec {command.removesuffix('&')}", **options)
-        self._background.append(process)
-        return process.stdout.readline()
-
-    @staticmethod
-    def _end(process: subprocess.Popen) -> str:
-        with process:
-            process.terminate()
-            return process.communicate(timeout=SECONDS)[0]
+        end = re.fullmatch(r"kill %1(; wait %1; echo .*)?", command)
+        background = command.endswith(" &")
+        if end:
+            self._background.terminate()
+            command = f"(exit {self._background.wait(SECONDS)}){(end[1] or '').replace('; wait %1', '')}"
+        with self._terminal.open("ab") as terminal:
+            process = subprocess.Popen(
+                f"exec {command.removesuffix('&')}" if background else command,
+                shell=True,
+                executable="/bin/bash",
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=terminal,
+                stderr=terminal,
+                env=environment,
+            )
+        if background:
+            self._background = process
+        else:
+            process.wait(SECONDS)
 
     def close(self) -> None:
-        while self._background:
-            self._end(self._background.pop())
+        if self._background is not None and self._background.poll() is None:
+            self._background.kill()
+            self._background.wait()
+
+
+def agree(shown: str, printed: str) -> bool:
+    return doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS)
 
 
 def compare(shown: str, printed: str, what: str) -> None:
-    assert doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS), (
-        f"{what}: shown is\n{shown}\nbut printed was\n{printed}"
-    )
+    assert agree(shown, printed), f"{what}: shown is\n{shown}\nbut printed was\n{printed}"
 
 
 @pytest.mark.slow
