@@ -219,7 +219,7 @@ class _Door:
         self._admission = admission
         self._host = host
         self._listener = listener
-        self.acceptor = host.reactor.accept(listener.socket, self, listener.accept)
+        self.acceptor = host.reactor.accept(listener.socket, self, listener.accept, burst=listener.burst)
 
     def may_accept(self, *, knocking: bool) -> bool:
         return self._admission.may_accept(self.acceptor, knocking=knocking)

@@ -28,6 +28,8 @@ class Front:
     """The listening socket of a server, whose connections come through its `get_request`."""
 
     is_tls = False
+    #: `get_request` is called only when the kernel has told of somebody, as in the standard library.
+    burst = 1
     #: Whether small writes are sent at once is for handlers to say (`disable_nagle_algorithm`).
     options = AddressOptions(nodelay=False)
 

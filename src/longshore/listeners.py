@@ -105,6 +105,9 @@ class Listener:
 
     __slots__ = ("_file", "address", "is_tls", "kind", "options", "scheme", "socket", "url")
 
+    #: Connections that may be accepted in one turn of a reactor, so that a storm here leaves time for all.
+    burst = 64
+
     def __init__(
         self, sock: socket.socket, scheme: str, address: Address | None, file: _SocketFile | None = None
     ) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from longshore.connection import Connection
 
-__all__ = ("Client", "Clock", "RecordedServer", "Recorder", "connected_pair", "running_server")
+__all__ = ("Client", "Clock", "RecordedServer", "Recorder", "connected_pair", "no_leaks", "running_server")
 
 #: Seconds that anything here waits at most before it says that it waited in vain.
 PATIENCE = 5.0
@@ -227,6 +227,18 @@ class _Belongings:
             left += [f"descriptor {number} ({what})" for number, what in opened]
         if left:
             raise AssertionError(f"the server has stopped, but left behind: {', '.join(left)}")
+
+
+@contextlib.contextmanager
+def no_leaks() -> Iterator[None]:
+    """Check that what happens inside leaves no descriptor, thread or child behind.
+
+    Raises:
+        AssertionError: it does; the message names them.
+    """
+    before = _Belongings()
+    yield
+    before.compare(None)
 
 
 def _descriptors() -> dict[int, str]:

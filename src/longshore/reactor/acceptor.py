@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ("AcceptOwner", "Acceptor", "as_accept_failure")
 
-#: How many connections one listener may accept per turn, so that a storm on one leaves time for all.
-BURST = 64
-
 _DEAD = frozenset(
     getattr(errno, name)
     for name in (
@@ -74,7 +71,7 @@ class AcceptOwner(Protocol):
 
 
 class Acceptor:
-    """Accepts on one listening socket, by calling `accept()` when it is ready; starts running."""
+    """Accepts on one listening socket, by calling `accept()` when it is ready, `burst` times a turn; starts running."""
 
     def __init__(
         self,
@@ -82,11 +79,13 @@ class Acceptor:
         listener: socket.socket,
         owner: AcceptOwner,
         accept: Callable[[], tuple[Any, Any]],
+        burst: int,
     ) -> None:
         self._reactor = reactor
         self._listener = listener
         self._owner = owner
         self._accept = accept
+        self._bite = burst
         self._pause = _FIRST_PAUSE
         self._running = False
         self._reserve: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -119,7 +118,7 @@ class Acceptor:
             self._reserve = None
 
     def _ready(self, _events: int) -> None:
-        self._burst(BURST, knocking=True)
+        self._burst(self._bite, knocking=True)
 
     def _burst(self, limit: int, *, knocking: bool) -> None:
         for _ in range(limit):

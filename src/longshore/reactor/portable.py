@@ -245,9 +245,11 @@ class PortableReactor:
         else:
             self._selector.modify(sock, events, callback)
 
-    def accept(self, listener: socket.socket, owner: Any, accept: Callable[[], tuple[Any, Any]]) -> Acceptor:
+    def accept(
+        self, listener: socket.socket, owner: Any, accept: Callable[[], tuple[Any, Any]], **options: Any
+    ) -> Acceptor:
         """Accept on `listener` for `owner` by calling `accept()`; see `Acceptor`."""
-        return Acceptor(self, listener, owner, accept)
+        return Acceptor(self, listener, owner, accept, **options)
 
     def stream(self, sock: socket.socket, peer: str, **options: Any) -> Stream:
         """Own `sock` as a stream; see `Stream`."""
