@@ -14,7 +14,6 @@ from longshore import TLS, ConfigError, Limits, Timeouts, socketserver
 from longshore.events import ConnectionClosed, ConnectionOpened
 from longshore.testing import Clock, no_leaks
 
-
 # Servers serve on threads here, and ForkingMixIn forks all the same: since Python 3.12 that is worth a warning.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 

@@ -15,7 +15,6 @@ from longshore import socketserver
 from longshore.events import ConnectionClosed, ConnectionOpened
 from longshore.testing import no_leaks
 
-
 # Servers serve on threads here, and ForkingMixIn forks all the same: since Python 3.12 that is worth a warning.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
