@@ -9,6 +9,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements-dev.lock
 STAMP := $(VENV)/.ready
+BENCH_VENV := .venv-bench
+BENCH_LOCK := requirements-bench.lock
+BENCH_STAMP := $(BENCH_VENV)/.ready
+BENCH := PYTHONPATH=src $(BENCH_VENV)/bin/python -m bench
+BENCH_CARGO := --manifest-path bench/native/Cargo.toml
 
 # The newest Python on the PATH that is new enough and can make environments; PYTHON=... overrides it.
 # Debian ships python3 without ensurepip until python3-venv is there, so that is asked for too.
@@ -64,27 +69,57 @@ lint: $(STAMP) ## Check format, style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy src
 	$(BIN)/lint-imports --no-logo
+	@if cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 \
+		&& cargo fetch --quiet --locked $(BENCH_CARGO) >/dev/null 2>&1; then \
+		set -x; cargo fmt --check $(BENCH_CARGO) && \
+		cargo clippy --quiet --locked --all-targets $(BENCH_CARGO) -- -D warnings; \
+	else echo 'cargo with rustfmt and clippy, or its packages, cannot be had; bench/native is not checked.'; fi
 
 .PHONY: format
 format: $(STAMP) ## Put the code into its format, and mend what can be mended
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+# The peers live in an environment of their own, on the Python that Longshore has in $(VENV).
+$(BENCH_STAMP): $(BENCH_LOCK) $(STAMP)
+	@echo 'Setting up $(BENCH_VENV) with the peers (once, about a minute) ...' >&2
+	@$(BIN)/python -m venv --clear $(BENCH_VENV) >&2
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --no-cache-dir --require-hashes -r $(BENCH_LOCK) >&2
+	@touch $@
+
+.PHONY: bench
+bench: $(BENCH_STAMP) ## Measure Longshore beside its peers (QUICK=1, CHECK=1, ONLY=scenario,scenario)
+	@$(BENCH) run $(if $(QUICK),--quick) $(if $(CHECK),--check) $(if $(ONLY),--only $(ONLY))
+
+.PHONY: soak
+soak: $(BENCH_STAMP) ## A million connections and ten million messages: does memory grow? (QUICK=1)
+	@$(BENCH) soak $(if $(QUICK),--quick) --server 'longshore reactor' --server 'longshore green'
+
+.PHONY: fairness
+fairness: $(BENCH_STAMP) ## Do clients that flood delay others?
+	@$(BENCH) fairness --server 'longshore reactor' --server 'longshore green'
+
 .PHONY: docs
 docs: $(STAMP) ## Build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -W -n --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 	@echo 'Read it: docs/_build/html/index.html'
 
+COMPILE := uv pip compile --no-cache --quiet --universal --generate-hashes --python-version 3.11 --no-header \
+	--no-emit-index-url --no-emit-find-links --upgrade
+
 .PHONY: lock
 lock: ## Pin the newest packages again (needs uv)
 	@echo "# Every package that development needs, pinned and hashed. Written by 'make lock'; do not edit." > $(LOCK).new
-	uv pip compile --no-cache --quiet --universal --generate-hashes --python-version 3.11 --no-header \
-		--no-emit-index-url --no-emit-find-links --upgrade \
-		--group dev --extra msgpack --extra uvloop pyproject.toml >> $(LOCK).new
+	$(COMPILE) --group dev --extra msgpack --extra uvloop pyproject.toml >> $(LOCK).new
 	@mv $(LOCK).new $(LOCK)
+	@echo "# Every package that the benchmark needs, pinned and hashed. Written by 'make lock'; do not edit." \
+		> $(BENCH_LOCK).new
+	$(COMPILE) --group bench pyproject.toml >> $(BENCH_LOCK).new
+	@mv $(BENCH_LOCK).new $(BENCH_LOCK)
 
 .PHONY: clean
 clean: ## Remove everything that make has made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .dropin_cache build dist docs/_build
-	find src tests examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(BENCH_VENV) bench/.build bench/native/target .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .import_linter_cache .dropin_cache build dist docs/_build
+	find src tests examples docs bench -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info

@@ -1,0 +1,3 @@
+module longshore.dev/bench/echo
+
+go 1.22
