@@ -46,10 +46,20 @@ Examples:
 On a stream without a framing, bytes go both ways as they are.  With one, and on
 addresses of messages, each line is a message and each reply a line."""
 
+_DOCTOR_EPILOG = """\b
+Examples:
+  longshore doctor                     what this machine grants a server
+  longshore doctor server.py           what that program will suffer from, with the fix
+  longshore doctor server.py --json    the same, for machines
+
+The program is read, never run.  Exit status with FILE: 0 if there is nothing to mend,
+1 if there is, 2 if it cannot be read.  Without FILE it is a report, and 0."""
+
 _EPILOG = """\b
 Examples:
   longshore serve echo.py --bind tcp://127.0.0.1:5000     serve the handler in echo.py
   longshore connect tcp://127.0.0.1:5000                  talk to it
+  longshore doctor server.py                              what a socketserver program will suffer from
   longshore serve --help                                  all options, with examples
 
 \b
@@ -132,6 +142,12 @@ def _connect(**arguments: Any) -> int:
     return connect(ConnectArguments(**arguments))
 
 
+def _doctor(file: str | None, as_json: bool, debug: bool) -> int:
+    from longshore.cli.doctor import DoctorArguments, doctor
+
+    return doctor(DoctorArguments(file, as_json))
+
+
 def _version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value:
         return
@@ -195,6 +211,20 @@ _longshore.add_command(
             click.Option(["--certfile"], metavar="FILE", help="our own certificate chain (PEM)"),
             click.Option(["--keyfile"], metavar="FILE", help="our private key (PEM)"),
             click.Option(["--insecure"], is_flag=True, help="do not verify the server's certificate"),
+            _debug(),
+        ],
+    )
+)
+_longshore.add_command(
+    click.Command(
+        "doctor",
+        callback=_doctor,
+        help="Report what this machine grants a server; or read FILE, a socketserver program, and say what to mend.",
+        short_help="Examine this machine, or a program.",
+        epilog=_DOCTOR_EPILOG,
+        params=[
+            click.Argument(["file"], required=False),
+            click.Option(["--json", "as_json"], is_flag=True, help="print JSON"),
             _debug(),
         ],
     )
