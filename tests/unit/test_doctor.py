@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import logging.config
 import multiprocessing.managers
+import re
 import socketserver
 import wsgiref.simple_server
 import xmlrpc.server
@@ -493,3 +494,12 @@ def test_any_text_is_a_diagnosis_or_a_config_error(text):
         assert 1 <= finding.line <= text.count("\n") + 1
         assert bool(finding.fix) != finding.fixed
         assert "\n" not in finding.message + finding.fix + finding.subject
+
+
+def test_every_rule_is_explained_in_the_reference():
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs/reference/command-line.md").read_text().partition("| rule |")[2].partition("\n\n")[0]
+    source = (root / "src/longshore/doctor/complaints.py").read_text()
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == set(
+        re.findall(r'^ {8,12}"([a-z]+(?:-[a-z]+)*)",$', source, re.MULTILINE)
+    )
