@@ -85,6 +85,8 @@ def _mixin_order(server: Server) -> Iterator[Finding]:
         wrong.definition.name,
         f"{wrong.mixin} stands behind {wrong.server} and so has no effect: one connection at a time is served",
         f"class {wrong.definition.name}({bases}): the mixin comes first",
+        # Longshore's mixins derive from its BaseServer, so theirs is the process_request in any order.
+        fixed=server.is_mended("TCPServer"),
     )
 
 
@@ -100,7 +102,7 @@ def _small_backlog(server: Server) -> Iterator[Finding]:
         server.title,
         f"a backlog of {_BACKLOG if value is None else value}: of a burst of connections most are dropped or delayed",
         (value is None and server.move("TCPServer")) or larger,
-        fixed=value is None and server.is_mended("TCPServer"),
+        fixed=value is None and server.ours,
     )
 
 
@@ -115,7 +117,7 @@ def _short_datagrams(server: Server) -> Iterator[Finding]:
         server.title,
         f"a datagram of more than {_DATAGRAM if value is None else value} bytes is cut without a word",
         (value is None and server.move("UDPServer")) or server.setting("max_packet_size = 65535"),
-        fixed=value is None and server.is_mended("UDPServer"),
+        fixed=value is None and server.ours,
     )
 
 
@@ -212,8 +214,8 @@ def _tls_while_accepting(program: Program, servers: list[Server]) -> Iterator[Fi
             "wrap_socket()",
             "TLS handshakes run while accepting: one silent client keeps everybody else out",
             f"{server.setting(_TLS, of_ours=True)}  in place of it ({_once(server.ours)}from longshore import TLS)",
-            # There the handshake leaves get_request, for the thread or greenlet of the connection.
-            fixed=any(each.ours and each.is_concurrent for each in servers),
+            # Of a listening socket, Longshore makes the handshake where the handler runs.
+            fixed=not accepting and any(each.ours and each.is_concurrent for each in servers),
         )
 
 

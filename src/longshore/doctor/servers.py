@@ -92,7 +92,7 @@ class Server:
     @property
     def is_concurrent(self) -> bool:
         """Whether one connection does not wait for another."""
-        return bool(self._kinds & _MIXINS) and self.misordered is None
+        return bool(self._kinds & _MIXINS) and (self.misordered is None or self.is_mended("TCPServer"))
 
     def is_mended(self, name: str) -> bool:
         """Whether the class `name` of socketserver, from which it derives, is Longshore's."""
