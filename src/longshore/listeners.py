@@ -49,7 +49,7 @@ from longshore.owners import lock_holders, peer_of, process_name, socket_holders
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ("Listener", "bind", "url_of")
+__all__ = ("Listener", "bind", "inherit", "url_of")
 
 #: What we ask listen(2) for: the kernel caps it at net.core.somaxconn, so a large number means "your own limit".
 BACKLOG: Final = max(socket.SOMAXCONN, 4096)
@@ -152,8 +152,8 @@ class Listener:
         return f"<Listener {self.url}{' closed' if self.closed else ''}>"
 
 
-def bind(target: str | Address | socket.socket) -> list[Listener]:
-    """Bind `target`: a URL, a parsed address, or a socket that is bound or listening already.
+def bind(target: str | Address | socket.socket | Listener) -> list[Listener]:
+    """Bind `target`: a URL, a parsed address, or a socket or listener that is bound already.
 
     Several listeners come back where an address means several sockets: IPv4 and IPv6, a name with more than one
     address, a systemd name with more than one socket.  With port 0 all of them get the same port.  IPv6 that is
@@ -166,6 +166,8 @@ def bind(target: str | Address | socket.socket) -> list[Listener]:
         AddressUnavailable: the name is unknown, the address is not this machine's, or the kernel lacks the family.
         AddressError: anything else that the system refuses.
     """
+    if isinstance(target, Listener):
+        return [target]
     if isinstance(target, socket.socket):
         return [_adopt(target, None)]
     address = target if isinstance(target, Address) else parse(target)
@@ -185,6 +187,15 @@ def url_of(sock: socket.socket) -> str:
     """The URL under which a bound socket that somebody else made is reached; its plain name where there is none."""
     scheme = _SCHEMES.get((sock.family, _type(sock)))
     return str(sock.getsockname()) if scheme is None else format_url(scheme, sock)
+
+
+def inherit(descriptor: int, target: str, url: str) -> Listener:
+    """The listener that another process bound for the URL `target`, got as `url`, and passed on as `descriptor`."""
+    listener = Listener(socket.socket(fileno=descriptor), url.partition("://")[0], parse(target))
+    listener.socket.set_inheritable(False)
+    # The name of a Unix socket is one under which it was only made, and its file remains its binder's.
+    listener.url = url
+    return listener
 
 
 def _all_or_none(listeners: Iterable[Listener]) -> list[Listener]:

@@ -88,7 +88,7 @@ class Server:
     def __init__(
         self,
         handler: Any,
-        *addresses: str | socket.socket,
+        *addresses: str | socket.socket | Listener,
         framing: Framing | None = None,
         strategy: str | None = None,
         workers: int | Workers = 1,

@@ -45,9 +45,10 @@ def _announce(event: Event) -> None:
         log_failure(event)
 
 
-def serve_until_signalled(server: Server) -> DrainReport | None:
+def serve_until_signalled(server: Server, *, interrupt: bool = True) -> DrainReport | None:
     """Run `server` on this thread; SIGTERM or SIGINT drains it, a second one stops it at once.
 
+    SIGINT is left alone unless `interrupt`: on a terminal it also reaches the process that commands this one.
     Signals are only taken on the main thread, where Python allows it, and given back at the end.
     """
     import signal
@@ -64,7 +65,7 @@ def serve_until_signalled(server: Server) -> DrainReport | None:
 
     previous: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if interrupt else (signal.SIGTERM,):
             previous[number] = signal.signal(number, on_signal)
     try:
         with contextlib.suppress(KeyboardInterrupt):

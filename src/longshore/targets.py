@@ -18,19 +18,24 @@ if TYPE_CHECKING:
     from longshore.config import TLS
     from longshore.framing import Framing
     from longshore.handlers import Handler
+    from longshore.listeners import Listener
 
 __all__ = ("Targets",)
 
 
 class Targets:
-    """Addresses and ready-made sockets, in the order given.
+    """Addresses, ready-made sockets and bound listeners, in the order given.
 
     Raises:
         ConfigError: there are none, a URL is no good, the handler cannot serve one, or TLS has no certificate.
     """
 
     def __init__(
-        self, given: Iterable[str | socket.socket], handler: Handler, framing: Framing | None, tls: TLS | None
+        self,
+        given: Iterable[str | socket.socket | Listener],
+        handler: Handler,
+        framing: Framing | None,
+        tls: TLS | None,
     ) -> None:
         self.items = [parse(item) if isinstance(item, str) else item for item in given]
         if not self.items:
@@ -41,7 +46,7 @@ class Targets:
         check_addresses(handler, framing, [(_kind(item), item.text) for item in known])
         #: The `ssl.SSLContext` of the addresses that speak TLS; None if none does.
         self.tls_context: Any = None
-        if any(item.is_tls for item in addresses):
+        if any(getattr(item, "is_tls", False) for item in self.items):
             if tls is None:
                 raise ConfigError(
                     "a tls:// address needs a certificate",

@@ -1,7 +1,8 @@
 """The commands as click knows them: flags, help, and mistakes explained.
 
-The only file that imports click.  The flags of `serve` are made from the table in `settings.py`; what a
-command does stands in the file of its name, which gets the same arguments whether click read them or not.
+With `completion.py` the only file that imports click.  The flags of `serve` are made from the table in
+`settings.py`; what a command does stands in the file of its name, which gets the same arguments whether click read
+them or not.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from longshore.cli import USAGE, tell
+from longshore.cli.completion import SHELLS, directories, files, one_of, script, urls
+from longshore.errors import ConfigError
 from longshore.settings import Option, options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from longshore.cli.completion import Completer
 
 __all__ = ("run",)
 
@@ -25,6 +30,7 @@ Examples:
   longshore serve app.py:Echo --bind tcp://:5000 --bind unix:///run/echo.sock
   longshore serve app.gateway:Meter --bind tcp://:9000 --framing length-prefixed:2
   longshore serve app.py:Echo --bind tls://:5001 --certfile cert.pem --keyfile key.pem
+  longshore serve app.py:Echo --bind tcp://127.0.0.1:5000 --reload
   LONGSHORE_LOG_FORMAT=json longshore serve app.py:Echo --strategy green
 
 \b
@@ -46,10 +52,26 @@ Examples:
 On a stream without a framing, bytes go both ways as they are.  With one, and on
 addresses of messages, each line is a message and each reply a line."""
 
+_DOCTOR_EPILOG = """\b
+Examples:
+  longshore doctor                     what this machine grants a server
+  longshore doctor server.py           what that program will suffer from, with the fix
+  longshore doctor server.py --json    the same, for machines
+
+The program is read, never run.  Exit status with FILE: 0 if there is nothing to mend,
+1 if there is, 2 if it cannot be read.  Without FILE it is a report, and 0."""
+
+_COMPLETION_EPILOG = """\b
+To have it in every shell, put one of these where the shell begins:
+  eval "$(longshore completion bash)"        in ~/.bashrc (bash 4.4 or newer)
+  eval "$(longshore completion zsh)"         in ~/.zshrc, after compinit
+  longshore completion fish | source         in ~/.config/fish/config.fish"""
+
 _EPILOG = """\b
 Examples:
   longshore serve echo.py --bind tcp://127.0.0.1:5000     serve the handler in echo.py
   longshore connect tcp://127.0.0.1:5000                  talk to it
+  longshore doctor server.py                              what a socketserver program will suffer from
   longshore serve --help                                  all options, with examples
 
 \b
@@ -113,16 +135,45 @@ def _flag(option: Option) -> click.Option:
     default = "none" if option.default is None else option.default
     note = "" if option.default in ((), b"") or (option.default is None and option.kind == "str") else f"  [{default}]"
     return click.Option(
-        [option.flag, option.name], multiple=True, metavar=metavar, help=f"{option.help}{note}", type=click.STRING
+        [option.flag, option.name],
+        multiple=True,
+        metavar=metavar,
+        help=f"{option.help}{note}",
+        type=click.STRING,
+        shell_complete=_completer(option.name, option.choices),
     )
 
 
-def _serve(target: str, config: str | None, debug: bool, **values: tuple[str, ...]) -> int:
+def _completer(name: str, choices: Sequence[str]) -> Completer | None:
+    if choices:
+        return one_of(choices)
+    if name == "framing":
+        from longshore.framing.spelling import SPELLINGS
+
+        return one_of(SPELLINGS)
+    return {"bind": urls, "certfile": files, "keyfile": files, "client_ca": files}.get(name)
+
+
+def _serve(
+    target: str,
+    config: str | None,
+    debug: bool,
+    reload: bool,
+    reload_dir: tuple[str, ...],
+    **values: tuple[str, ...],
+) -> int:
     from longshore.cli.options import ServeArguments
     from longshore.cli.serve import serve
 
     given = {name: list(texts) for name, texts in values.items() if texts}
-    return serve(ServeArguments(target, given, config, debug))
+    arguments = ServeArguments(target, given, config, debug)
+    if reload:
+        from longshore.cli.reload import serve_reloading
+
+        return serve_reloading(arguments, reload_dir)
+    if reload_dir:
+        raise ConfigError("--reload-dir says what --reload watches", hint="Add --reload, or leave it out.")
+    return serve(arguments)
 
 
 def _connect(**arguments: Any) -> int:
@@ -130,6 +181,16 @@ def _connect(**arguments: Any) -> int:
 
     arguments.pop("debug")
     return connect(ConnectArguments(**arguments))
+
+
+def _doctor(file: str | None, as_json: bool, debug: bool) -> int:
+    from longshore.cli.doctor import DoctorArguments, doctor
+
+    return doctor(DoctorArguments(file, as_json))
+
+
+def _completion(shell: str) -> None:
+    click.echo(script(shell, _longshore), nl=False)
 
 
 def _version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -168,9 +229,22 @@ _longshore.add_command(
         short_help="Serve a handler.",
         epilog=_SERVE_EPILOG,
         params=[
-            click.Argument(["target"]),
+            click.Argument(["target"], shell_complete=files),
             *(_flag(option) for option in options()),
-            click.Option(["--config"], metavar="FILE", help="the file to read  [longshore.toml, if there is one]"),
+            click.Option(
+                ["--config"],
+                metavar="FILE",
+                help="the file to read  [longshore.toml, if there is one]",
+                shell_complete=files,
+            ),
+            click.Option(["--reload"], is_flag=True, help="start anew when a Python file changes; for development"),
+            click.Option(
+                ["--reload-dir"],
+                multiple=True,
+                metavar="DIR",
+                help="also watch DIR; may be given several times",
+                shell_complete=directories,
+            ),
             _debug(),
         ],
     )
@@ -183,19 +257,53 @@ _longshore.add_command(
         short_help="Talk to a server.",
         epilog=_CONNECT_EPILOG,
         params=[
-            click.Argument(["url"]),
-            click.Option(["--framing"], metavar="FRAMING", help="lines, length-prefixed:4, json, ... or module:NAME"),
+            click.Argument(["url"], shell_complete=urls),
+            click.Option(
+                ["--framing"],
+                metavar="FRAMING",
+                help="lines, length-prefixed:4, json, ... or module:NAME",
+                shell_complete=_completer("framing", ()),
+            ),
             click.Option(
                 ["--timeout"],
                 type=click.FloatRange(min=0, min_open=True),
                 metavar="SECONDS",
                 help="give up connecting [10], and waiting for an answer after the end of input [never]",
             ),
-            click.Option(["--cafile"], metavar="FILE", help="authorities (PEM) to trust instead of the system's"),
-            click.Option(["--certfile"], metavar="FILE", help="our own certificate chain (PEM)"),
-            click.Option(["--keyfile"], metavar="FILE", help="our private key (PEM)"),
+            click.Option(
+                ["--cafile"],
+                metavar="FILE",
+                shell_complete=files,
+                help="authorities (PEM) to trust instead of the system's",
+            ),
+            click.Option(["--certfile"], metavar="FILE", shell_complete=files, help="our own certificate chain (PEM)"),
+            click.Option(["--keyfile"], metavar="FILE", shell_complete=files, help="our private key (PEM)"),
             click.Option(["--insecure"], is_flag=True, help="do not verify the server's certificate"),
             _debug(),
         ],
+    )
+)
+_longshore.add_command(
+    click.Command(
+        "doctor",
+        callback=_doctor,
+        help="Report what this machine grants a server; or read FILE, a socketserver program, and say what to mend.",
+        short_help="Examine this machine or a program.",
+        epilog=_DOCTOR_EPILOG,
+        params=[
+            click.Argument(["file"], required=False, shell_complete=files),
+            click.Option(["--json", "as_json"], is_flag=True, help="print JSON"),
+            _debug(),
+        ],
+    )
+)
+_longshore.add_command(
+    click.Command(
+        "completion",
+        callback=_completion,
+        help="Print the script by which SHELL (bash, zsh or fish) completes longshore's commands, flags and values.",
+        short_help="Teach your shell to complete commands.",
+        epilog=_COMPLETION_EPILOG,
+        params=[click.Argument(["shell"], type=click.Choice(SHELLS))],
     )
 )

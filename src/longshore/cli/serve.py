@@ -11,6 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from longshore.cli.handover import receive
 from longshore.cli.targets import load_framing, load_target
 from longshore.errors import ConfigError
 from longshore.events import ServerStarted
@@ -37,6 +38,7 @@ def serve(arguments: ServeArguments) -> int:
         raise ConfigError(
             "no address to serve on", hint=f"Say longshore serve {arguments.target} --bind tcp://127.0.0.1:5000"
         )
+    handover = receive()
     handler = load_target(arguments.target)
     framing = load_framing(config.framing)
     from longshore.server import Server
@@ -44,7 +46,7 @@ def serve(arguments: ServeArguments) -> int:
 
     server = Server(
         handler,
-        *config.bind,
+        *(handover.listeners if handover else config.bind),
         framing=framing,
         strategy=config.strategy,
         workers=config.workers,
@@ -53,7 +55,9 @@ def serve(arguments: ServeArguments) -> int:
         tls=config.tls,
     )
     server.subscribe(_Printer(config))
-    serve_until_signalled(server)
+    if handover:
+        server.subscribe(handover.tell)
+    serve_until_signalled(server, interrupt=not handover)
     return 0
 
 

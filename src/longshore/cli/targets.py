@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import sys
+from importlib import util
 from typing import TYPE_CHECKING, Any
 
 from longshore.errors import ConfigError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from longshore.framing import Framing
 
-__all__ = ("load_framing", "load_target")
+__all__ = ("load_framing", "load_target", "locate")
 
 
 def load_target(target: str) -> Any:
@@ -43,6 +44,27 @@ def load_target(target: str) -> Any:
         )
     choices = ", ".join(f"{place}:{each}" for each, _ in found)
     raise ConfigError(f"{place} defines {len(found)} handlers", hint=f"Say which: {choices}.")
+
+
+def locate(target: str) -> str:
+    """The directory whose files make up `target`, found without importing it.
+
+    Raises:
+        ConfigError: there is no such file or module.
+    """
+    place, _ = _split(target)
+    if _is_file(place):
+        _require_file(place)
+        return os.path.dirname(os.path.abspath(place))
+    _require_module_name(place)
+    _look_here()
+    spec = util.find_spec(place.partition(".")[0])
+    if spec is None:
+        raise _no_module(place)
+    found = list(spec.submodule_search_locations or ()) or [os.path.dirname(spec.origin or "")]
+    here = os.getcwd()
+    # What lies here has its neighbours here too; what is installed is watched alone.
+    return here if os.path.dirname(found[0]) == here or found[0] == here else found[0]
 
 
 def load_framing(text: str | None) -> Framing | None:
@@ -89,37 +111,55 @@ def _split(target: str) -> tuple[str, str]:
     return target, ""
 
 
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or os.sep in place
+
+
 def _load(place: str) -> ModuleType:
-    if place.endswith(".py") or os.sep in place:
+    if _is_file(place):
         return _load_file(place)
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    if not all(part.isidentifier() for part in place.split(".")):
-        raise ConfigError(f"{place!r} names neither a file nor a module", hint="Say app.py:Echo or package.app:Echo.")
+    _look_here()
+    _require_module_name(place)
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
             raise _broken(place, error) from error
-        hint = (
-            f"Did you mean {place}.py?" if os.path.exists(f"{place}.py") else "It is looked for in this directory too."
-        )
-        raise ConfigError(f"there is no module {place!r}", hint=hint) from error
+        raise _no_module(place) from error
     except (Exception, SystemExit) as error:
         raise _broken(place, error) from error
 
 
-def _load_file(path: str) -> ModuleType:
-    from importlib import util
+def _look_here() -> None:
+    """Have modules found in the current directory."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
-    if not os.path.isfile(path):
-        what = "is a directory" if os.path.isdir(path) else "there is no such file"
-        folder = os.path.dirname(path) or "."
-        names = [each for each in os.listdir(folder) if each.endswith(".py")] if os.path.isdir(folder) else []
-        raise ConfigError(
-            f"{path}: {what}",
-            hint=near_match(os.path.basename(path), names, "TARGET is app.py:Echo or package.app:Echo."),
-        )
+
+def _require_module_name(place: str) -> None:
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise ConfigError(f"{place!r} names neither a file nor a module", hint="Say app.py:Echo or package.app:Echo.")
+
+
+def _no_module(place: str) -> ConfigError:
+    hint = f"Did you mean {place}.py?" if os.path.exists(f"{place}.py") else "It is looked for in this directory too."
+    return ConfigError(f"there is no module {place!r}", hint=hint)
+
+
+def _require_file(path: str) -> None:
+    if os.path.isfile(path):
+        return
+    what = "is a directory" if os.path.isdir(path) else "there is no such file"
+    folder = os.path.dirname(path) or "."
+    names = [each for each in os.listdir(folder) if each.endswith(".py")] if os.path.isdir(folder) else []
+    raise ConfigError(
+        f"{path}: {what}",
+        hint=near_match(os.path.basename(path), names, "TARGET is app.py:Echo or package.app:Echo."),
+    )
+
+
+def _load_file(path: str) -> ModuleType:
+    _require_file(path)
     # Its neighbours are importable, as they are for `python file.py`.
     directory = os.path.dirname(os.path.abspath(path))
     if directory not in sys.path:
