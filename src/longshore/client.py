@@ -35,7 +35,6 @@ from longshore.errors import (
 from longshore.framing import NEED_MORE
 from longshore.links import SocketLink, StreamLink
 from longshore.tls import Session, TLSError, client_context, describe
-from longshore.tls_sockets import TLSSocket
 
 if TYPE_CHECKING:
     import asyncio
@@ -202,6 +201,8 @@ def _handshaken(
     address: Address, sock: socket.socket, context: Any, deadline: float | None, timeout: float | None
 ) -> socket.socket:
     """`sock` with TLS on it; closed where that fails."""
+    from longshore.tls_sockets import TLSSocket
+
     taken = TLSSocket.over(sock, context, str(address), server_side=False, hostname=_server_name(address))
     # With no time left at all it would not wait for anything, so it gets the least that is a timeout.
     remaining = left(deadline)
@@ -240,9 +241,10 @@ class _ClientLink(SocketLink):
 
     def _wake_and_close(self) -> None:
         sock = self._socket
-        if isinstance(sock, TLSSocket) and self.cause is not None and self.cause[0] == "finished":
+        say_goodbye = getattr(sock, "say_goodbye", None)
+        if say_goodbye is not None and self.cause is not None and self.cause[0] == "finished":
             # Our close_notify; the peer's is not waited for.
-            sock.say_goodbye()
+            say_goodbye()
         if self._readers:
             # close(2) wakes nobody who waits on the descriptor, shutdown(2) does.
             with contextlib.suppress(OSError):

@@ -353,7 +353,12 @@ class SocketLink:
     @property
     def pending(self) -> int:
         """Bytes that were queued by `try_write` and that the kernel has not taken."""
-        return len(self._unsent) + sum(map(len, tuple(self._late)))
+        return len(self._unsent) + sum(map(len, tuple(self._late))) + self._behind
+
+    @property
+    def _behind(self) -> int:
+        """Bytes that a TLS socket has encrypted and not sent."""
+        return getattr(self._socket, "behind", 0)
 
     @property
     def tls_object(self) -> Any:
@@ -433,7 +438,7 @@ class SocketLink:
                 while self._late:
                     self._unsent += self._late.popleft()
                 self.send_unsent()
-                if self._unsent and self.finish_later is not None:
+                if (self._unsent or self._behind) and self.finish_later is not None:
                     self.finish_later(self)
             finally:
                 self._writing.release()
@@ -444,13 +449,18 @@ class SocketLink:
             # Whoever writes has taken what was queued, and sends it first.
             return True
         try:
-            while self._unsent:
+            while self._unsent or self._behind:
                 del self._unsent[: self._send_now(bytes(self._unsent))]
             return True
         except (BlockingIOError, InterruptedError):
             return False
         finally:
             self._writing.release()
+
+    def take_behind(self) -> bytes:
+        """What TLS has encrypted and not sent, for whoever takes the socket over."""
+        take_behind = getattr(self._socket, "take_behind", None)
+        return b"" if take_behind is None else take_behind()
 
     def take_unsent(self) -> bytes:
         """What was queued and is not sent, for whoever takes the socket over."""

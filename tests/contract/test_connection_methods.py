@@ -188,9 +188,8 @@ def test_a_truncated_datagram_is_an_event_and_reaches_no_handler(longshore_serve
     assert seen == []
 
 
-@pytest.mark.parametrize("strategy", ["green", "async"])
-def test_a_handler_that_has_ended_its_side_of_tls_still_reads_the_peers(longshore_server, certificates, strategy):
-    seen = []
+def reading_on(seen):
+    """A handler and its async twin: they speak, end their side, and keep in `seen` what comes after that."""
 
     def handler(connection):
         connection.sendall(b"speak\n")
@@ -204,18 +203,41 @@ def test_a_handler_that_has_ended_its_side_of_tls_still_reads_the_peers(longshor
         while line := await connection.readline():
             seen.append(line)
 
-    server = longshore_server(
-        async_handler if strategy == "async" else handler,
-        "tls://127.0.0.1:0",
-        strategy=strategy,
-        tls=certificates.server_tls(),
-    )
+    return {"async": async_handler}, handler
+
+
+@pytest.mark.parametrize("strategy", [*BLOCKING, "async"])
+def test_a_handler_that_has_ended_its_side_of_tls_still_reads_the_peers(longshore_server, certificates, strategy):
+    seen = []
+    own, usual = reading_on(seen)
+    tls = certificates.server_tls()
+    server = longshore_server(own.get(strategy, usual), "tls://127.0.0.1:0", strategy=strategy, tls=tls)
     with Client(server.url) as client:
         assert client.recv_until_closed() == b"speak\n"
         client.send(b"one\n")
         client.send(b"two\n")
     assert server.events.wait_for(ConnectionClosed).cause == "finished"
     assert seen == [b"one\n", b"two\n"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [*BLOCKING, "async"])
+def test_input_that_comes_while_a_handler_ends_its_side_of_tls_is_never_lost(longshore_server, certificates, strategy):
+    seen = []
+    own, usual = reading_on(seen)
+    tls = certificates.server_tls()
+    server = longshore_server(own.get(strategy, usual), "tls://127.0.0.1:0", strategy=strategy, tls=tls)
+    lines = [b"%d\n" % number for number in range(60)]
+    for number in range(1, 301):
+        with Client(server.url) as client:
+            # One record each, some of which meet the handler in the middle of its shutdown.
+            for line in lines:
+                client.send(line)
+            client.half_close()
+            assert client.recv_until_closed() == b"speak\n"
+        server.events.wait_for_count(ConnectionClosed, number)
+        assert seen == lines, f"connection {number} lost input"
+        seen.clear()
 
 
 @pytest.mark.parametrize("strategy", BLOCKING)

@@ -183,8 +183,11 @@ class BlockingSession(Session):
             sock, self.peer, sink=_Tail(self), limits=self.host.limits, timeouts=self.host.timeouts
         )
         stream.start()
+        behind = self.link.take_behind()
         unsent = self.link.take_unsent()
         reset = cause in ("aborted", "slow receiver") or isinstance(error, WriteTimeout)
+        if behind and not reset:
+            stream.write(behind)
         if unsent and self.link.tls_object is None and not reset:
             stream.write(unsent)
         else:
