@@ -55,12 +55,14 @@ def _milliseconds(deadline: float | None) -> int | None:
 class Signals:
     """A pipe that tells one waiter on the main thread of signals; it closes with its last user."""
 
-    __slots__ = ("_reader", "_writer")
+    __slots__ = ("_poller", "_reader", "_writer")
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
+        self._poller = select.poll()
+        self._poller.register(self._reader, select.POLLIN)
 
     def __del__(self) -> None:
         for descriptor in (self._reader, self._writer):
@@ -68,19 +70,20 @@ class Signals:
 
     def ready(self, sock: socket.socket, events: int, deadline: float | None) -> bool:
         """As the function `ready`, on the main thread; what signal handlers raise leaves it."""
-        poller = select.poll()
-        poller.register(sock, events)
-        poller.register(self._reader, select.POLLIN)
+        poller = self._poller
+        descriptor = sock.fileno()
+        poller.register(descriptor, events)
         # A signal that has come before this call is handled at its end, one that comes later is in the pipe.
         owner = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         try:
             while found := poller.poll(_milliseconds(deadline)):
-                if any(descriptor != self._reader for descriptor, _ in found):
+                if len(found) > 1 or found[0][0] == descriptor:
                     return True
                 self._pass_on(owner)
             return False
         finally:
             signal.set_wakeup_fd(owner, warn_on_full_buffer=False)
+            poller.unregister(descriptor)
 
     def _pass_on(self, owner: int) -> None:
         numbers = os.read(self._reader, 4096)
