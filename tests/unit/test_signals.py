@@ -185,6 +185,7 @@ def ignore(connection):
     connection.recv(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["threads", "green", "async", "asyncio", "inline"])
 def test_a_signal_just_before_a_server_falls_asleep_is_heard_at_once(strategy, monkeypatch):
     if strategy == "asyncio":
@@ -199,10 +200,8 @@ def test_a_signal_just_before_a_server_falls_asleep_is_heard_at_once(strategy, m
 
     def work():
         assert asleep.wait(10)
-        # What it does at its start is over once something was posted and called.
-        turned = threading.Event()
-        server.reactor.post(turned.set)
-        assert turned.wait(10)
+        # Nothing tells that a thread sleeps in the kernel.  Where this is too short, less is proved, and nothing fails.
+        threading.Event().wait(0.1)
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
     thread = threading.Thread(target=work)
