@@ -542,19 +542,23 @@ def test_a_unix_socket_file_is_gone_after_the_server(shape, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_handler_that_blocks_the_reactor_does_not_keep_whoever_stops_the_server(monkeypatch):
+def test_a_handler_that_blocks_for_ever_does_not_keep_whoever_stops_the_server(shape, monkeypatch):
+    if shape.blocks:
+        pytest.skip("a handler with a thread of its own blocks nobody else")
     monkeypatch.setattr("longshore.server.BLOCKED", 0.2)
     entered, release = threading.Event(), threading.Event()
 
-    def stubborn(connection):
+    def stubborn(message, connection):
         entered.set()
         release.wait(20)
+        return message
 
-    with running_server(stubborn, strategy="green") as server, Client(server.url):
+    with running_server(shape.handler(stubborn), **shape.options()) as server, Client(server.url) as client:
+        client.send(b"hello\n")
         assert entered.wait(5)
         try:
             report = server.stop()
         finally:
             release.set()
-        assert report.abandoned == ("stubborn, which blocks the reactor",)
+        assert report.abandoned == (f"{server.handler.name}, which blocks the reactor",)
         server.wait_stopped()

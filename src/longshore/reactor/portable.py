@@ -52,6 +52,7 @@ class PortableReactor:
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
         self._woken = False
+        self._woken_at = 0.0
         self._stopping = False
         self._closed = False
         self._turning = False
@@ -188,6 +189,7 @@ class PortableReactor:
         """End the selector's sleep."""
         if self._woken:
             return
+        self._woken_at = time.monotonic()
         self._woken = True
         try:
             self._wake_writer.send(b"\0")
@@ -216,9 +218,16 @@ class PortableReactor:
 
     @property
     def blocked_for(self) -> float:
-        """Seconds for which something that was called has not come back; from any thread."""
+        """Seconds for which something that was called has not come back; from any thread.
+
+        Inside of an event loop, handlers run between the turns: what tells then is a wake-up that nobody has answered.
+        """
         since = self.busy_since
-        return 0.0 if since is None else time.monotonic() - since
+        if since is None:
+            if not self._woken:
+                return 0.0
+            since = self._woken_at
+        return time.monotonic() - since
 
     # -- time ------------------------------------------------------------------------------------------
 
