@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import Address, format_peer, parse
-from longshore.buffers import PacketBuffer
 from longshore.concurrency import current_parking, sleep
 from longshore.config import Limits, Timeouts
 from longshore.connection import AsyncConnection, Connection
@@ -28,12 +27,9 @@ from longshore.errors import (
     ConfigError,
     ConnectTimeout,
     HandshakeTimeout,
-    IncompleteMessage,
-    ReadTimeout,
-    WriteTimeout,
 )
-from longshore.framing import NEED_MORE
 from longshore.links import SocketLink, StreamLink
+from longshore.packet_links import PacketLink
 from longshore.tls import Session, TLSError, client_context, describe
 
 if TYPE_CHECKING:
@@ -47,9 +43,6 @@ if TYPE_CHECKING:
     from longshore.strategies.green import Parking
 
 __all__ = ("Refused", "Retry", "connect", "open_connection")
-
-#: The largest packet that is read whole.
-PACKET = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +179,7 @@ def _connect(address: Address, framing: Framing | None, timeout: float | None, c
     except BaseException:
         sock.close()
         raise
-    kind = _PacketLink if address.is_datagram else _ClientLink
+    kind = _ClientPacketLink if address.is_datagram else _ClientLink
     return Connection(kind(sock, peer, framing), peer=peer, local=local, timeout=timeout)
 
 
@@ -224,9 +217,7 @@ def _server_name(address: Address) -> str:
 class _ClientLink(SocketLink):
     """A blocking link that ends as a client should: TLS says goodbye, and a thread that reads is woken."""
 
-    def __init__(self, sock: socket.socket, peer: str, framing: Framing | None) -> None:
-        super().__init__(sock, peer, framing)
-        self._readers = 0
+    _readers = 0
 
     def wait_input(self, timeout: float | None) -> None:
         self._readers += 1
@@ -252,64 +243,13 @@ class _ClientLink(SocketLink):
         sock.close()
 
 
-class _PacketInput(PacketBuffer):
-    """Packets whose framing ends with each of them."""
-
-    __slots__ = ()
-
-    def take_message(self) -> Any:
-        message = super().take_message()
-        if message is NEED_MORE and self.unread:
-            size = len(self.take_all())
-            raise IncompleteMessage(f"{self.peer}: the last {size} bytes of a datagram are no message")
-        return message
-
-
-class _PacketLink(_ClientLink):
-    """A link whose every read and write is one packet."""
+class _ClientPacketLink(_ClientLink, PacketLink):
+    """The same over packets."""
 
     def __init__(self, sock: socket.socket, peer: str, framing: Framing | None) -> None:
         super().__init__(sock, peer, framing)
-        self.input = _PacketInput(peer, framing)
-        self._ends = sock.type == socket.SOCK_SEQPACKET
         name = sock.getsockname() if sock.family == getattr(socket, "AF_UNIX", None) else ""
         self._file = name if isinstance(name, str) and name.startswith("/") and sys.platform != "linux" else None
-
-    def wait_input(self, timeout: float | None) -> None:
-        self._check()
-        self._readers += 1
-        try:
-            self._socket.settimeout(timeout)
-            data = self._socket.recv(PACKET)
-        except TimeoutError:
-            raise ReadTimeout(f"{self._peer} sent nothing in {timeout:g} s") from None
-        except OSError:
-            self._check()
-            raise
-        finally:
-            self._readers -= 1
-        self._check()
-        # An empty datagram is a message like any other; on seqpacket it cannot be told from the end.
-        if data or not self._ends:
-            self.input.feed(data)
-        else:
-            self.input.end()
-
-    def write(self, data: bytes, timeout: float | None = None) -> None:
-        self._check()
-        with self._writing:
-            self._socket.settimeout(timeout)
-            try:
-                self._socket.send(data)
-            except TimeoutError:
-                raise WriteTimeout(f"{self._peer} took nothing in {timeout:g} s") from None
-
-    def try_write(self, data: bytes) -> bool:
-        try:
-            self._check()
-            return self._send_now(data) == len(data)
-        except OSError:
-            return False
 
     def _wake_and_close(self) -> None:
         super()._wake_and_close()
@@ -369,8 +309,6 @@ def _stream(
         tls=session,
         packets=address.is_datagram,
     )
-    if address.is_datagram:
-        stream.input = _PacketInput(peer, framing)
     link.attach(stream)
     return stream
 

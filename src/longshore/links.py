@@ -15,7 +15,15 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from longshore.buffers import InputBuffer
-from longshore.errors import ClosedError, HandshakeTimeout, LimitExceeded, LongshoreError, ReadTimeout, WouldBlock
+from longshore.errors import (
+    ClosedError,
+    HandshakeTimeout,
+    LimitExceeded,
+    LongshoreError,
+    ReadTimeout,
+    WouldBlock,
+    WriteTimeout,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -382,6 +390,9 @@ class SocketLink:
             if isinstance(error, LongshoreError):
                 raise
             raise ReadTimeout(f"{self._peer} sent nothing in {timeout:g} s") from None
+        self._arrived(data)
+
+    def _arrived(self, data: bytes) -> None:
         if data:
             self.input.feed(data)
         else:
@@ -395,22 +406,33 @@ class SocketLink:
 
     def write(self, data: bytes, timeout: float | None = None) -> None:
         """Send all of it."""
-        from longshore.errors import WriteTimeout
+        self._write(data, timeout)
 
+    def _write(self, data: bytes | None, timeout: float | None) -> None:
         self._check()
         with self._writing:
             self._be_patient(timeout)
             try:
-                if self._unsent:
-                    data = bytes(self._unsent) + data
-                    self._unsent.clear()
-                self._socket.sendall(data)
+                self._send(data)
             except TimeoutError as error:
                 if isinstance(error, LongshoreError):
                     raise
                 raise WriteTimeout(f"{self._peer} took nothing in {timeout:g} s") from None
         if self._late:
             self._send_late()
+
+    def _send(self, data: bytes | None) -> None:
+        """Send what is unsent, then `data`; the caller holds the lock."""
+        if self._unsent:
+            data = bytes(self._unsent) + (data or b"")
+            self._unsent.clear()
+        self._socket.sendall(data or b"")
+
+    def _queued(self) -> bool:
+        """Put what came in late behind what is unsent; whether anything is."""
+        while self._late:
+            self._unsent += self._late.popleft()
+        return bool(self._unsent or self._behind)
 
     @property
     def ended(self) -> bool:
@@ -435,11 +457,10 @@ class SocketLink:
         """
         while self._late and self._writing.acquire(blocking=False):
             try:
-                while self._late:
-                    self._unsent += self._late.popleft()
-                self.send_unsent()
-                if (self._unsent or self._behind) and self.finish_later is not None:
-                    self.finish_later(self)
+                if not self.send_unsent():
+                    if self.finish_later is not None:
+                        self.finish_later(self)
+                    return
             finally:
                 self._writing.release()
 
@@ -449,7 +470,7 @@ class SocketLink:
             # Whoever writes has taken what was queued, and sends it first.
             return True
         try:
-            while self._unsent or self._behind:
+            while self._queued():
                 del self._unsent[: self._send_now(bytes(self._unsent))]
             return True
         except (BlockingIOError, InterruptedError):
@@ -477,7 +498,7 @@ class SocketLink:
     def flush(self, timeout: float | None = None) -> None:
         """Send what was queued."""
         if self._unsent:
-            self.write(b"", timeout)
+            self._write(None, timeout)
 
     def end_output(self) -> None:
         """Send the end of our side, after what is queued."""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.addresses import format_peer
 from longshore.errors import LongshoreError
 from longshore.guard import Guard
+from longshore.packets import PACKET
 from longshore.readiness import on_main_thread, ready
 
 if TYPE_CHECKING:
@@ -106,6 +107,13 @@ class GuardedSocket(socket.socket):
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
         """As `socket.socket.recvmsg`."""
         return self._receive(super().recvmsg, flags, bufsize, ancbufsize)
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
+        """As `socket.socket.makefile`; the buffer of a file takes a packet whole, where there are packets."""
+        if self.type == socket.SOCK_SEQPACKET and buffering in (None, -1):
+            # Room for one behind the rest of the one before, as recv(2) drops what does not fit.
+            buffering = 2 * PACKET
+        return super().makefile(mode, buffering, **text)  # type: ignore[call-overload]
 
     # -- output ----------------------------------------------------------------------------------------
 

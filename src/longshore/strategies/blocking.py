@@ -17,6 +17,8 @@ from longshore.errors import ClosedError, HandshakeTimeout, LongshoreError, Writ
 from longshore.guard import Guard
 from longshore.limits import Watch, overdue
 from longshore.links import SocketLink
+from longshore.packet_links import PacketLink
+from longshore.packets import are_packets
 from longshore.sockets import guarded
 from longshore.strategies import Session, client_address_of
 
@@ -79,7 +81,8 @@ class BlockingSession(Session):
         self._watched: socket.socket | None = None
         self._released = False
         request = guarded(sock, self.guard, tls)
-        self.link = SocketLink(request, peer, host.framing, max_pending=host.limits.max_pending_bytes)
+        kind = PacketLink if are_packets(request) else SocketLink
+        self.link = kind(request, peer, host.framing, max_pending=host.limits.max_pending_bytes)
         self.link.finish_later = self._finish_later
         self.connection = Connection(self.link, peer=peer, local=local, server=host.facade)
 
