@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from longshore.addresses import Address, format_peer, parse
+from longshore.addresses import Address, Endpoint, format_peer, parse
 from longshore.concurrency import current_parking, sleep
 from longshore.config import Limits, Timeouts
 from longshore.connection import AsyncConnection, Connection
@@ -171,9 +171,9 @@ def _plan(
 
 def _connect(address: Address, framing: Framing | None, timeout: float | None, context: Any) -> Connection:
     deadline = None if timeout is None else time.monotonic() + timeout
-    sock = dial(address, deadline, timeout)
+    sock, endpoint = dial(address, deadline, timeout)
     try:
-        peer, local = _prepared(address, sock)
+        peer, local = _prepared(address, sock, endpoint)
         if context is not None:
             sock = _handshaken(address, sock, context, deadline, timeout)
     except BaseException:
@@ -183,11 +183,14 @@ def _connect(address: Address, framing: Framing | None, timeout: float | None, c
     return Connection(kind(sock, peer, framing), peer=peer, local=local, timeout=timeout)
 
 
-def _prepared(address: Address, sock: socket.socket) -> tuple[str, str]:
+def _prepared(address: Address, sock: socket.socket, endpoint: Endpoint) -> tuple[str, str]:
     """Set what the address asks for; the names of both ends."""
     if sock.type == socket.SOCK_STREAM and sock.family in (socket.AF_INET, socket.AF_INET6) and address.options.nodelay:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return format_peer(sock.family, sock.getpeername()), format_peer(sock.family, sock.getsockname())
+    # Raw and TIPC sockets note where packets go, but getpeername(2) does not tell.
+    quiet = sock.type in (socket.SOCK_RAW, socket.SOCK_RDM)
+    peer = endpoint.sockaddr if quiet else sock.getpeername()
+    return format_peer(sock.family, peer), format_peer(sock.family, sock.getsockname())
 
 
 def _handshaken(
@@ -326,9 +329,9 @@ def _connect_parked(
             return False
 
     deadline = None if timeout is None else time.monotonic() + timeout
-    sock = _dial_parked(parking, address, deadline, timeout)
+    sock, endpoint = _dial_parked(parking, address, deadline, timeout)
     try:
-        peer, local = _prepared(address, sock)
+        peer, local = _prepared(address, sock, endpoint)
         session = _session(address, context)
     except BaseException:
         sock.close()
@@ -348,26 +351,28 @@ def _connect_parked(
     return Connection(link, peer=peer, local=local, timeout=timeout)
 
 
-def _dial_parked(parking: Parking, address: Address, deadline: float | None, timeout: float | None) -> socket.socket:
+def _dial_parked(
+    parking: Parking, address: Address, deadline: float | None, timeout: float | None
+) -> tuple[socket.socket, Endpoint]:
     """Dial in a thread; a handler that is ended meanwhile leaves no socket behind."""
     dialled: list[socket.socket] = []
     given_up = threading.Event()
 
-    def work() -> socket.socket:
-        sock = dial(address, deadline, timeout)
+    def work() -> tuple[socket.socket, Endpoint]:
+        sock, endpoint = dial(address, deadline, timeout)
         dialled.append(sock)
         if given_up.is_set():
             sock.close()
-        return sock
+        return sock, endpoint
 
     try:
-        sock: socket.socket = parking.wait_for_thread(work, (), {})
+        found: tuple[socket.socket, Endpoint] = parking.wait_for_thread(work, (), {})
     except BaseException:
         given_up.set()
         for each in dialled:
             each.close()
         raise
-    return sock
+    return found
 
 
 # -- asyncio -----------------------------------------------------------------------------------------------
@@ -382,9 +387,9 @@ async def _open_connection(
 
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else time.monotonic() + timeout
-    sock = await dial_async(address, timeout)
+    sock, endpoint = await dial_async(address, timeout)
     try:
-        peer, local = _prepared(address, sock)
+        peer, local = _prepared(address, sock, endpoint)
         session = _session(address, context)
     except BaseException:
         sock.close()
