@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import textwrap
@@ -313,3 +314,34 @@ def test_a_program_that_serves_drains_at_sigterm_and_exits_with_zero(strategy):
     assert process.returncode == 0
     assert out == "1 0 ()\n"
     assert err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["function", "class"])
+def test_a_broadcast_waits_behind_what_a_handler_is_writing_and_is_refused_above_the_limit(longshore_server, kind):
+    big = b"x" * (1 << 23)
+    entered = threading.Event()
+
+    def function(connection):
+        entered.set()
+        connection.sendall(big)
+        connection.recv(1)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            function(self.request)
+
+    limits = Limits(max_pending_bytes=1000)
+    server = longshore_server(function if kind == "function" else Handler, strategy="threads", limits=limits)
+    with Client(server.url, receive_buffer=65_536) as client:
+        assert entered.wait(5)
+        # The first byte of it is here, and the rest cannot be with the kernel: the handler is in the middle.
+        assert client.recv(1) == b"x"
+        assert server.broadcast(b"news") == 1
+        assert server.broadcast(b"n" * 1000) == 1
+        assert server.broadcast(b"one too many") == 0
+        news = b"news" + b"n" * 1000
+        got = bytearray(b"x")
+        while len(got) < len(big) + len(news):
+            got += client.recv()
+    assert got == big + news
