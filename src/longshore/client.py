@@ -28,8 +28,9 @@ from longshore.errors import (
     ConnectTimeout,
     HandshakeTimeout,
 )
-from longshore.links import SocketLink, StreamLink
+from longshore.links import StreamLink
 from longshore.packet_links import PacketLink
+from longshore.socket_links import SocketLink
 from longshore.tls import Session, TLSError, client_context, describe
 
 if TYPE_CHECKING:

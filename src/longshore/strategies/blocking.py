@@ -16,9 +16,9 @@ from longshore.connection import Connection
 from longshore.errors import ClosedError, HandshakeTimeout, LongshoreError, WriteTimeout
 from longshore.guard import Guard
 from longshore.limits import Watch, overdue
-from longshore.links import SocketLink
 from longshore.packet_links import PacketLink
 from longshore.packets import are_packets
+from longshore.socket_links import SocketLink
 from longshore.sockets import guarded
 from longshore.strategies import Session, client_address_of
 
