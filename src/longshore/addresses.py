@@ -271,6 +271,9 @@ def format_peer(family: int, sockaddr: Any) -> str:
         # A name may hold any byte, and this text ends up on terminals and in logs.
         shown = "".join(each if each.isprintable() else f"\\x{ord(each) & 0xFF:02x}" for each in name.lstrip("\0"))
         return "@" + shown if name[0] == "\0" else shown
+    if family == getattr(socket, "AF_TIPC", None) and isinstance(sockaddr, tuple):
+        # A service and its instance, or a node and its socket; what comes before and after says which.
+        return ":".join(map(str, sockaddr[1:3]))
     if isinstance(sockaddr, tuple):
         return ":".join(map(str, sockaddr))
     return str(sockaddr)

@@ -14,6 +14,8 @@ from longshore.errors import ConfigError, FramingError, IncompleteMessage, Messa
 from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from longshore.framing import Decoder, Framing
 
 __all__ = ("InputBuffer", "PacketBuffer")
@@ -23,6 +25,9 @@ class InputBuffer:
     """Input of one connection, in order, with the framing that cuts its messages."""
 
     __slots__ = ("_decoder", "_fed", "_framing", "_raw", "_scanned", "ended", "peer")
+
+    #: Whether each read, and each write, is a packet of its own.
+    in_packets = False
 
     def __init__(self, peer: str, framing: Framing | None = None) -> None:
         self.peer = peer
@@ -220,22 +225,41 @@ class InputBuffer:
 
 
 class PacketBuffer(InputBuffer):
-    """Input that comes in packets (SOCK_SEQPACKET): each is one message, or holds those of the framing."""
+    """Input that comes in packets: each is one message, or holds those of the framing and nothing else.
 
-    __slots__ = ("_packets",)
+    What cuts by itself (`take_exactly`, `take_line`, `take_until`) reads across the borders of packets, from one
+    to the next; `take_some` and `take_message` keep them.
 
-    def __init__(self, peer: str, framing: Framing | None = None) -> None:
+    Datagrams have nothing to do with each other, so what is malformed is told once and the next begins anew; on a
+    connection (not `separate`) it is told again and again, as on a stream.
+    """
+
+    __slots__ = ("_fault", "_packets", "_separate", "_waiting")
+
+    in_packets = True
+
+    def __init__(self, peer: str, framing: Framing | None = None, *, separate: bool = False) -> None:
         super().__init__(peer, framing)
+        self._separate = separate
+        self._fault: FramingError | None = None
         self._packets: deque[bytes] = deque()
+        #: Bytes in `_packets`, and one more for each, so that a flood of empty packets fills the buffer as well.
+        self._waiting = 0
 
     def feed(self, data: bytes) -> None:
         """Append one packet."""
         self._packets.append(data)
+        self._waiting += len(data) + 1
+
+    def _next_packet(self) -> bytes:
+        packet = self._packets.popleft()
+        self._waiting -= len(packet) + 1
+        return packet
 
     @property
     def size(self) -> int:
         """Bytes that wait to be taken."""
-        return super().size + sum(map(len, self._packets))
+        return super().size + self._waiting
 
     @property
     def unread(self) -> bool:
@@ -246,27 +270,94 @@ class PacketBuffer(InputBuffer):
         """Everything that is buffered."""
         data = super().take_all() + b"".join(self._packets)
         self._packets.clear()
+        self._waiting = 0
         return data
 
     def discard(self) -> None:
         """Forget everything that is buffered."""
         super().discard()
         self._packets.clear()
+        self._waiting = 0
 
     def take_some(self, count: int) -> Any:
-        """One packet, cut to `count` bytes as recv(2) does; b"" at the end."""
-        if self._packets:
-            return self._packets.popleft()[:count]
+        """One packet, or the rest of one, cut to `count` bytes as recv(2) does; b"" at the end."""
+        if not super().unread and self._packets:
+            return self._next_packet()[:count]
         return super().take_some(count)
 
+    def take_exactly(self, count: int) -> Any:
+        """As on a stream."""
+        return self._across(super().take_exactly, count)
+
+    def take_line(self, limit: int) -> Any:
+        """As on a stream."""
+        return self._across(super().take_line, limit)
+
+    def take_line_up_to(self, size: int) -> Any:
+        """As on a stream."""
+        return self._across(super().take_line_up_to, size)
+
+    def take_until(self, separator: bytes, limit: int) -> Any:
+        """As on a stream."""
+        return self._across(super().take_until, separator, limit)
+
+    def peek(self) -> Any:
+        """As on a stream, of one packet."""
+        return self._across(super().peek)
+
+    def _across(self, take: Callable[..., Any], *args: Any) -> Any:
+        """Take from packet after packet until there is enough."""
+        while self._packets:
+            # While there are packets, this is not the end yet.
+            ended, self.ended = self.ended, False
+            try:
+                piece = take(*args)
+            finally:
+                self.ended = ended
+            if piece is not NEED_MORE:
+                return piece
+            super().feed(self._next_packet())
+        return take(*args)
+
     def take_message(self) -> Any:
-        """One packet, or the next message that the framing finds in it."""
-        if self.framing is not None:
-            if not super().unread and self._packets:
-                super().feed(self._packets.popleft())
+        """One packet, or the next message that the framing finds in it.
+
+        Raises:
+            IncompleteMessage: the framing leaves something over.
+            As `InputBuffer.take_message`.
+        """
+        if self.framing is None:
+            if self._packets:
+                return self._next_packet()
+            if self.ended:
+                raise PeerClosed(f"{self.peer} has closed the connection")
+            return NEED_MORE
+        if self._fault is not None:
+            raise self._fault.with_traceback(None)
+        try:
+            while super().unread or self._packets:
+                message = self._message_of_packet()
+                if message is not NEED_MORE:
+                    return message
             return super().take_message()
-        if self._packets:
-            return self._packets.popleft()
-        if self.ended:
-            raise PeerClosed(f"{self.peer} has closed the connection")
-        return NEED_MORE
+        except FramingError as error:
+            super().discard()
+            if not self._separate:
+                self._fault = error
+            raise
+
+    def _message_of_packet(self) -> Any:
+        """The next message of the present packet, or of the next one; `NEED_MORE` once it is used up."""
+        if not super().unread:
+            super().feed(self._next_packet())
+        # The end of the connection is no matter of this packet's.
+        ended, self.ended = self.ended, False
+        try:
+            message = super().take_message()
+        finally:
+            self.ended = ended
+        if message is NEED_MORE:
+            rest = len(super().take_all())
+            if rest:
+                raise IncompleteMessage(f"{self.peer}: the last {rest} bytes of a packet are no message")
+        return message

@@ -17,8 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from longshore.addresses import Address, format_peer, parse
-from longshore.buffers import PacketBuffer
+from longshore.addresses import Address, Endpoint, format_peer, parse
 from longshore.concurrency import current_parking, sleep
 from longshore.config import Limits, Timeouts
 from longshore.connection import AsyncConnection, Connection
@@ -28,14 +27,11 @@ from longshore.errors import (
     ConfigError,
     ConnectTimeout,
     HandshakeTimeout,
-    IncompleteMessage,
-    ReadTimeout,
-    WriteTimeout,
 )
-from longshore.framing import NEED_MORE
-from longshore.links import SocketLink, StreamLink
+from longshore.links import StreamLink
+from longshore.packet_links import PacketLink
+from longshore.socket_links import SocketLink
 from longshore.tls import Session, TLSError, client_context, describe
-from longshore.tls_sockets import TLSSocket
 
 if TYPE_CHECKING:
     import asyncio
@@ -48,9 +44,6 @@ if TYPE_CHECKING:
     from longshore.strategies.green import Parking
 
 __all__ = ("Refused", "Retry", "connect", "open_connection")
-
-#: The largest packet that is read whole.
-PACKET = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,29 +172,34 @@ def _plan(
 
 def _connect(address: Address, framing: Framing | None, timeout: float | None, context: Any) -> Connection:
     deadline = None if timeout is None else time.monotonic() + timeout
-    sock = dial(address, deadline, timeout)
+    sock, endpoint = dial(address, deadline, timeout)
     try:
-        peer, local = _prepared(address, sock)
+        peer, local = _prepared(address, sock, endpoint)
         if context is not None:
             sock = _handshaken(address, sock, context, deadline, timeout)
     except BaseException:
         sock.close()
         raise
-    kind = _PacketLink if address.is_datagram else _ClientLink
+    kind = _ClientPacketLink if address.is_datagram else _ClientLink
     return Connection(kind(sock, peer, framing), peer=peer, local=local, timeout=timeout)
 
 
-def _prepared(address: Address, sock: socket.socket) -> tuple[str, str]:
+def _prepared(address: Address, sock: socket.socket, endpoint: Endpoint) -> tuple[str, str]:
     """Set what the address asks for; the names of both ends."""
     if sock.type == socket.SOCK_STREAM and sock.family in (socket.AF_INET, socket.AF_INET6) and address.options.nodelay:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return format_peer(sock.family, sock.getpeername()), format_peer(sock.family, sock.getsockname())
+    # Raw and TIPC sockets note where packets go, but getpeername(2) does not tell.
+    quiet = sock.type in (socket.SOCK_RAW, socket.SOCK_RDM)
+    peer = endpoint.sockaddr if quiet else sock.getpeername()
+    return format_peer(sock.family, peer), format_peer(sock.family, sock.getsockname())
 
 
 def _handshaken(
     address: Address, sock: socket.socket, context: Any, deadline: float | None, timeout: float | None
 ) -> socket.socket:
     """`sock` with TLS on it; closed where that fails."""
+    from longshore.tls_sockets import TLSSocket
+
     taken = TLSSocket.over(sock, context, str(address), server_side=False, hostname=_server_name(address))
     # With no time left at all it would not wait for anything, so it gets the least that is a timeout.
     remaining = left(deadline)
@@ -223,9 +221,7 @@ def _server_name(address: Address) -> str:
 class _ClientLink(SocketLink):
     """A blocking link that ends as a client should: TLS says goodbye, and a thread that reads is woken."""
 
-    def __init__(self, sock: socket.socket, peer: str, framing: Framing | None) -> None:
-        super().__init__(sock, peer, framing)
-        self._readers = 0
+    _readers = 0
 
     def wait_input(self, timeout: float | None) -> None:
         self._readers += 1
@@ -240,9 +236,10 @@ class _ClientLink(SocketLink):
 
     def _wake_and_close(self) -> None:
         sock = self._socket
-        if isinstance(sock, TLSSocket) and self.cause is not None and self.cause[0] == "finished":
+        say_goodbye = getattr(sock, "say_goodbye", None)
+        if say_goodbye is not None and self.cause is not None and self.cause[0] == "finished":
             # Our close_notify; the peer's is not waited for.
-            sock.say_goodbye()
+            say_goodbye()
         if self._readers:
             # close(2) wakes nobody who waits on the descriptor, shutdown(2) does.
             with contextlib.suppress(OSError):
@@ -250,64 +247,13 @@ class _ClientLink(SocketLink):
         sock.close()
 
 
-class _PacketInput(PacketBuffer):
-    """Packets whose framing ends with each of them."""
-
-    __slots__ = ()
-
-    def take_message(self) -> Any:
-        message = super().take_message()
-        if message is NEED_MORE and self.unread:
-            size = len(self.take_all())
-            raise IncompleteMessage(f"{self.peer}: the last {size} bytes of a datagram are no message")
-        return message
-
-
-class _PacketLink(_ClientLink):
-    """A link whose every read and write is one packet."""
+class _ClientPacketLink(_ClientLink, PacketLink):
+    """The same over packets."""
 
     def __init__(self, sock: socket.socket, peer: str, framing: Framing | None) -> None:
         super().__init__(sock, peer, framing)
-        self.input = _PacketInput(peer, framing)
-        self._ends = sock.type == socket.SOCK_SEQPACKET
         name = sock.getsockname() if sock.family == getattr(socket, "AF_UNIX", None) else ""
         self._file = name if isinstance(name, str) and name.startswith("/") and sys.platform != "linux" else None
-
-    def wait_input(self, timeout: float | None) -> None:
-        self._check()
-        self._readers += 1
-        try:
-            self._socket.settimeout(timeout)
-            data = self._socket.recv(PACKET)
-        except TimeoutError:
-            raise ReadTimeout(f"{self._peer} sent nothing in {timeout:g} s") from None
-        except OSError:
-            self._check()
-            raise
-        finally:
-            self._readers -= 1
-        self._check()
-        # An empty datagram is a message like any other; on seqpacket it cannot be told from the end.
-        if data or not self._ends:
-            self.input.feed(data)
-        else:
-            self.input.end()
-
-    def write(self, data: bytes, timeout: float | None = None) -> None:
-        self._check()
-        with self._writing:
-            self._socket.settimeout(timeout)
-            try:
-                self._socket.send(data)
-            except TimeoutError:
-                raise WriteTimeout(f"{self._peer} took nothing in {timeout:g} s") from None
-
-    def try_write(self, data: bytes) -> bool:
-        try:
-            self._check()
-            return self._send_now(data) == len(data)
-        except OSError:
-            return False
 
     def _wake_and_close(self) -> None:
         super()._wake_and_close()
@@ -367,8 +313,6 @@ def _stream(
         tls=session,
         packets=address.is_datagram,
     )
-    if address.is_datagram:
-        stream.input = _PacketInput(peer, framing)
     link.attach(stream)
     return stream
 
@@ -386,9 +330,9 @@ def _connect_parked(
             return False
 
     deadline = None if timeout is None else time.monotonic() + timeout
-    sock = _dial_parked(parking, address, deadline, timeout)
+    sock, endpoint = _dial_parked(parking, address, deadline, timeout)
     try:
-        peer, local = _prepared(address, sock)
+        peer, local = _prepared(address, sock, endpoint)
         session = _session(address, context)
     except BaseException:
         sock.close()
@@ -408,26 +352,28 @@ def _connect_parked(
     return Connection(link, peer=peer, local=local, timeout=timeout)
 
 
-def _dial_parked(parking: Parking, address: Address, deadline: float | None, timeout: float | None) -> socket.socket:
+def _dial_parked(
+    parking: Parking, address: Address, deadline: float | None, timeout: float | None
+) -> tuple[socket.socket, Endpoint]:
     """Dial in a thread; a handler that is ended meanwhile leaves no socket behind."""
     dialled: list[socket.socket] = []
     given_up = threading.Event()
 
-    def work() -> socket.socket:
-        sock = dial(address, deadline, timeout)
+    def work() -> tuple[socket.socket, Endpoint]:
+        sock, endpoint = dial(address, deadline, timeout)
         dialled.append(sock)
         if given_up.is_set():
             sock.close()
-        return sock
+        return sock, endpoint
 
     try:
-        sock: socket.socket = parking.wait_for_thread(work, (), {})
+        found: tuple[socket.socket, Endpoint] = parking.wait_for_thread(work, (), {})
     except BaseException:
         given_up.set()
         for each in dialled:
             each.close()
         raise
-    return sock
+    return found
 
 
 # -- asyncio -----------------------------------------------------------------------------------------------
@@ -442,9 +388,9 @@ async def _open_connection(
 
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else time.monotonic() + timeout
-    sock = await dial_async(address, timeout)
+    sock, endpoint = await dial_async(address, timeout)
     try:
-        peer, local = _prepared(address, sock)
+        peer, local = _prepared(address, sock, endpoint)
         session = _session(address, context)
     except BaseException:
         sock.close()

@@ -276,8 +276,8 @@ class Connection(_Named):
 
     @contextlib.contextmanager
     def corked(self) -> Iterator[None]:
-        """Send all that is written inside as one piece."""
-        if "_cork" in self.__dict__:
+        """Send all that is written inside as one piece; where each write is a packet, as these packets."""
+        if "_cork" in self.__dict__ or self._link.input.in_packets:
             yield
             return
         self.__dict__["_cork"] = bytearray()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from longshore.addresses import Address, Endpoint, format_peer, resolve
 from longshore.errors import AddressError, AddressUnavailable, ConnectTimeout, LongshoreError, PermissionNeeded
+from longshore.refusals import lacks_sockets, no_such_sockets, not_here, raw_refused
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,6 +31,8 @@ __all__ = ("Refused", "dial", "dial_async", "left")
 
 #: Seconds between the starts of two attempts (RFC 8305, section 8).
 STAGGER = 0.25
+#: linux/vm_sockets.h: this machine's own context id, and the number for "any port".
+VSOCK_LOCAL, VSOCK_ANY_PORT = 1, 0xFFFFFFFF
 #: Seconds until a Unix socket whose queue was full is tried again: its connect(2) does not wait for room.
 FULL_QUEUE_PAUSE = 0.01
 
@@ -38,8 +41,8 @@ class Refused(AddressUnavailable, ConnectionRefusedError):
     """Nobody listens there."""
 
 
-def dial(address: Address, deadline: float | None, timeout: float | None) -> socket.socket:
-    """A socket connected to `address`, in non-blocking mode.
+def dial(address: Address, deadline: float | None, timeout: float | None) -> tuple[socket.socket, Endpoint]:
+    """A socket connected to `address`, in non-blocking mode, and where it is connected to.
 
     `deadline` is on the clock of `time.monotonic`; `timeout` is what the caller asked for, for the message.
 
@@ -50,7 +53,7 @@ def dial(address: Address, deadline: float | None, timeout: float | None) -> soc
     return _race(address, _interleaved(_resolve_within(address, deadline, timeout)), deadline, timeout)
 
 
-async def dial_async(address: Address, timeout: float | None) -> socket.socket:
+async def dial_async(address: Address, timeout: float | None) -> tuple[socket.socket, Endpoint]:
     """As `dial`, within `timeout` seconds, in the running loop."""
     import asyncio
 
@@ -116,8 +119,10 @@ def _interleaved(endpoints: list[Endpoint]) -> deque[Endpoint]:
     return deque(endpoint for turn in turns for endpoint in turn if endpoint is not None)
 
 
-def _race(address: Address, waiting: deque[Endpoint], deadline: float | None, timeout: float | None) -> socket.socket:
-    """The first socket that connects."""
+def _race(
+    address: Address, waiting: deque[Endpoint], deadline: float | None, timeout: float | None
+) -> tuple[socket.socket, Endpoint]:
+    """The first socket that connects, and where to."""
     failures: list[tuple[Endpoint, OSError]] = []
     next_start = time.monotonic()
     with selectors.DefaultSelector() as selector:
@@ -139,7 +144,7 @@ def _race(address: Address, waiting: deque[Endpoint], deadline: float | None, ti
                         next_start = now
                     else:
                         if connected:
-                            return sock
+                            return sock, endpoint
                         selector.register(sock, selectors.EVENT_WRITE, endpoint)
                     continue
                 ends = [moment for moment in (deadline, next_start if waiting else None) if moment is not None]
@@ -148,7 +153,7 @@ def _race(address: Address, waiting: deque[Endpoint], deadline: float | None, ti
                     selector.unregister(sock)
                     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                     if not code:
-                        return sock
+                        return sock, key.data
                     sock.close()
                     failures.append((key.data, OSError(code, os.strerror(code))))
                     next_start = now
@@ -163,7 +168,7 @@ def _started(endpoint: Endpoint) -> tuple[socket.socket, bool]:
     sock = socket.socket(endpoint.family, endpoint.type, endpoint.proto)
     try:
         sock.setblocking(False)
-        _name_ourselves(sock)
+        _name_ourselves(sock, endpoint)
         try:
             sock.connect(endpoint.sockaddr)
         except OSError as error:
@@ -177,10 +182,16 @@ def _started(endpoint: Endpoint) -> tuple[socket.socket, bool]:
     return sock, True
 
 
-def _name_ourselves(sock: socket.socket) -> None:
-    """Give a Unix datagram socket an address, as nobody can reply to one without."""
+def _name_ourselves(sock: socket.socket, endpoint: Endpoint) -> None:
+    """Bind a socket that needs an address of its own before it connects."""
+    if sock.family == getattr(socket, "AF_VSOCK", None):
+        if endpoint.sockaddr[0] == VSOCK_LOCAL:
+            # Without a loopback the kernel would carry this out of the machine, to whoever runs it; bind(2) refuses.
+            sock.bind((VSOCK_LOCAL, VSOCK_ANY_PORT))
+        return
     if sock.family != getattr(socket, "AF_UNIX", None) or sock.type != socket.SOCK_DGRAM:
         return
+    # Nobody can reply to a Unix datagram socket without a name.
     if sys.platform == "linux":
         # unix(7), "Autobind feature": the kernel picks an abstract name, which ends with the socket.
         sock.bind("")
@@ -188,7 +199,7 @@ def _name_ourselves(sock: socket.socket) -> None:
         sock.bind(tempfile.mktemp(prefix="longshore-client-"))
 
 
-async def _race_async(address: Address, waiting: deque[Endpoint]) -> socket.socket:
+async def _race_async(address: Address, waiting: deque[Endpoint]) -> tuple[socket.socket, Endpoint]:
     import asyncio
 
     failures: list[tuple[Endpoint, OSError]] = []
@@ -206,7 +217,7 @@ async def _race_async(address: Address, waiting: deque[Endpoint]) -> socket.sock
                 error = task.exception()
                 if error is None:
                     del tasks[task]
-                    return task.result()
+                    return task.result(), endpoint
                 del tasks[task]
                 if not isinstance(error, OSError):
                     raise error
@@ -261,7 +272,14 @@ def _too_late(address: Address, timeout: float | None) -> ConnectTimeout:
 
 
 def _unreachable(address: Address, failures: list[tuple[Endpoint, OSError]]) -> AddressError:
-    first = failures[0][1]
+    endpoint, first = failures[0]
+    vsock = endpoint.family == getattr(socket, "AF_VSOCK", None)
+    if lacks_sockets(first):
+        return no_such_sockets(address, endpoint.family, first)
+    if endpoint.type == socket.SOCK_RAW and isinstance(first, PermissionError):
+        return raw_refused(address, first)
+    if vsock and first.errno == errno.EADDRNOTAVAIL:
+        return not_here(address, endpoint, first)
     if len({str(error) for _, error in failures}) == 1:
         text = f"{address}: {first.strerror or first}"
     else:
@@ -275,7 +293,10 @@ def _unreachable(address: Address, failures: list[tuple[Endpoint, OSError]]) -> 
         return PermissionNeeded(
             text, hint="Look at the socket file's mode and owner, or at what this user may open.", errno=first.errno
         )
-    if all(isinstance(error, ConnectionRefusedError) for error in errors):
+    # Over vsock the kernel resets where nobody listens.
+    if all(
+        isinstance(error, ConnectionRefusedError) or (vsock and error.errno == errno.ECONNRESET) for error in errors
+    ):
         return Refused(text, hint="Is the server running, and is this its address?", errno=first.errno)
     if isinstance(first, FileNotFoundError):
         hint = "There is no such socket file: is the server running, and is this its path?"

@@ -19,6 +19,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
+from longshore.readiness import Signals, on_main_thread, ready
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -49,6 +51,7 @@ class Guard:
         "received",
         "released",
         "sent",
+        "signals",
         "socket",
         "waiting",
         "watch",
@@ -78,6 +81,8 @@ class Guard:
         #: Whether `end_of_input` has ended the input.
         self.input_ended = False
         self.released = False
+        #: Tells a wait on the main thread of signals; made when there is one.
+        self.signals: Signals | None = None
         #: When the timer on the reactor fires; `on_deadline` is called once a wait needs an earlier one.
         self.armed = math.inf
         self.on_deadline: Callable[[], object] | None = None
@@ -109,7 +114,10 @@ class Guard:
                 if self.waiting or self.watch.pending or aborts:
                     self.shut(socket.SHUT_RDWR if self.watch.pending or not aborts else socket.SHUT_RD)
                 else:
-                    self.socket.shutdown(socket.SHUT_WR)
+                    say_goodbye = getattr(self.socket, "say_goodbye", None)
+                    if say_goodbye is not None:
+                        say_goodbye()
+                    socket.socket.shutdown(self.socket, socket.SHUT_WR)
             except OSError:
                 # The peer has gone before.
                 pass
@@ -168,6 +176,16 @@ class Guard:
         self.owing = self.fresh = True
         self.watch.received(count, self.now())
 
+    def wait_ready(self, sock: socket.socket, events: int, deadline: float | None) -> bool:
+        """Wait for `events` as `readiness.ready` does; on the main thread signals are heard meanwhile."""
+        if not on_main_thread():
+            return ready(sock, events, deadline)
+        # Whoever waits holds it too, so that its descriptors stay open when another thread closes the socket.
+        signals = self.signals
+        if signals is None:
+            signals = self.signals = Signals()
+        return signals.ready(sock, events, deadline)
+
     def begin_output(self) -> None:
         """The kernel takes no more for now, and the handler waits until it does."""
         self.watch.output(self.now())
@@ -201,6 +219,7 @@ class Guard:
             if sock is None or self.released or sock.fileno() < 0:
                 return None
             self.released = True
+            self.signals = None
             family, kind, proto = sock.family, sock.type, sock.proto
             plain = socket.socket(family, kind, proto, fileno=socket.socket.detach(sock))
         plain.setblocking(False)

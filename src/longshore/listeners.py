@@ -1,8 +1,8 @@
 """Listeners: bound sockets, ready to accept or to receive.
 
 The only place that binds, and that puts a Unix socket's file in place and takes it away.  Two rules: `bind` gives
-all sockets of an address or none, and what it refuses it explains, with the process that is in the way where the
-system tells.
+all sockets of an address or none, and what it refuses it explains (`refusals.py`), with the process that is in the way
+where the system tells.
 
 Unix socket files.  A file that a dead server left behind must be replaced, one that is in use must not, and two
 servers that start at once must not take each other's place.  So whoever binds `app.sock` first locks
@@ -22,15 +22,13 @@ import os
 import socket
 import stat
 import sys
-import zlib
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from longshore.addresses import (
     PATH_LIMIT,
     Address,
     AddressOptions,
     Endpoint,
-    format_peer,
     format_url,
     inherited_descriptors,
     parse,
@@ -44,7 +42,8 @@ from longshore.errors import (
     LongshoreError,
     PermissionNeeded,
 )
-from longshore.owners import lock_holders, peer_of, process_name, socket_holders, unix_holders
+from longshore.owners import lock_holders, peer_of, temporary_name, unix_holders
+from longshore.refusals import in_use, refuse_to_bind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -117,7 +116,11 @@ class Listener:
         self.scheme = scheme
         self.kind = _KINDS[_type(sock)]
         self.is_tls = scheme == "tls" or self.options.tls
-        self.url = format_url(scheme, sock) if file is None else file.url
+        if scheme == "rdm" and address is not None:
+            # TIPC's getsockname(2) gives the number of the socket, never the name that it was bound to.
+            self.url = address.text
+        else:
+            self.url = format_url(scheme, sock) if file is None else file.url
         if self.options.tls:
             # Whoever connects to this URL must speak TLS, which the scheme does not say.
             self.url += "?tls=1"
@@ -239,7 +242,7 @@ def _bind_one(address: Address, endpoint: Endpoint) -> Listener:
     try:
         sock = socket.socket(endpoint.family, endpoint.type, endpoint.proto)
     except OSError as error:
-        _refuse(address, endpoint, error)
+        refuse_to_bind(address, endpoint, error)
     try:
         sock.setblocking(False)
         _set_options(address, sock)
@@ -260,7 +263,7 @@ def _bind_one(address: Address, endpoint: Endpoint) -> Listener:
             file.remove()
         sock.close()
         if isinstance(error, OSError) and not isinstance(error, LongshoreError):
-            _refuse(address, endpoint, error)
+            refuse_to_bind(address, endpoint, error)
         raise
 
 
@@ -278,7 +281,7 @@ def _set_options(address: Address, sock: socket.socket) -> None:
         # IPv4 has a socket of its own: a shared one shows its peers as ::ffff:127.0.0.1, and whether it is shared
         # depends on a setting of the system.
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    if address.scheme == "udp":
+    if address.scheme in ("udp", "raw"):
         _ask_for_destinations(sock)
 
 
@@ -353,10 +356,10 @@ def _adopt(sock: socket.socket, address: Address | None) -> Listener:
             # On a socket that listens already this only changes the backlog.
             sock.listen(backlog or BACKLOG)
         except OSError as error:
-            _refuse(what, Endpoint(sock.family, _type(sock), 0, name), error)
+            refuse_to_bind(what, Endpoint(sock.family, _type(sock), 0, name), error)
     sock.setblocking(False)
     sock.set_inheritable(False)
-    if scheme == "udp":
+    if scheme in ("udp", "raw"):
         _ask_for_destinations(sock)
     return Listener(sock, scheme, address)
 
@@ -379,7 +382,7 @@ class _SocketFile:
         self._inode: tuple[int, int] | None = None
         self._pid = os.getpid()
         self.path = path
-        self.temporary = _temporary(path)
+        self.temporary = temporary_name(path)
         self.url = address.scheme + address.text.partition("?")[0][len(address.scheme) :]
         # Looked at before anything is made, so that a mistaken path leaves no lock file behind.
         _is_stale(address, path)
@@ -460,7 +463,7 @@ class _SocketFile:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise _in_use(self._address, lock_holders(held, self.path, self.temporary)) from None
+                    raise in_use(self._address, lock_holders(held, self.path, self.temporary)) from None
                 # Whoever closes removes the file before it gives up the lock, so the file that we opened may be
                 # gone and another in its place: only a lock on the file that bears the name counts.
                 found, ours = _status(name), os.fstat(lock)
@@ -472,14 +475,6 @@ class _SocketFile:
                 os.close(lock)
                 raise
             os.close(lock)
-
-
-def _temporary(path: str) -> str:
-    """The name under which the file of `path` is made: short, and the same at each start, so leftovers are found."""
-    name = path + ".new"
-    if len(os.fsencode(name)) > PATH_LIMIT:
-        name = os.path.join(os.path.dirname(path), f".{zlib.crc32(os.fsencode(path)):08x}.new")
-    return name
 
 
 def _status(path: str) -> os.stat_result | None:
@@ -521,7 +516,7 @@ def _is_stale(address: Address, path: str) -> bool:
                     hint="Remove it if nothing serves it, or run as its owner.",
                     errno=error.errno,
                 ) from error
-    raise _in_use(address, unix_holders(path, _temporary(path)) or peer_of(path))
+    raise in_use(address, unix_holders(path, temporary_name(path)) or peer_of(path))
 
 
 def _unlink_if(path: str, inode: tuple[int, int] | None) -> None:
@@ -532,63 +527,3 @@ def _unlink_if(path: str, inode: tuple[int, int] | None) -> None:
     except OSError:
         # Gone already, or the privileges to remove it were dropped; the next start finds it stale.
         pass
-
-
-def _refuse(what: Address | str, endpoint: Endpoint, error: OSError) -> NoReturn:
-    """Raise the error that says what the system's refusal means for this address, and what to do."""
-    code = error.errno
-    name = endpoint.sockaddr
-    folder = os.path.dirname(name) if isinstance(name, str) else ""
-    if code == errno.EADDRINUSE:
-        ports = endpoint.family in (socket.AF_INET, socket.AF_INET6)
-        raise _in_use(what, _holders(endpoint), ports=ports) from error
-    if code in (errno.EACCES, errno.EPERM):
-        if endpoint.type == socket.SOCK_RAW:
-            hint = "Raw sockets need CAP_NET_RAW: run as root, or grant it (AmbientCapabilities= in a systemd unit)."
-        elif folder:
-            hint = f"This user must be able to write in {folder}, and own what is there already."
-        else:
-            hint = "Ports below 1024 need CAP_NET_BIND_SERVICE: use a higher one, grant it, or have the socket passed."
-        raise PermissionNeeded(f"{what}: permission denied ({error.strerror})", hint=hint, errno=code) from error
-    if code in (errno.EADDRNOTAVAIL, errno.ENODEV):
-        raise AddressUnavailable(
-            f"{what}: {format_peer(endpoint.family, name)} is no address of this machine",
-            hint="`ip address` lists those it has; tcp://:PORT is all of them.",
-            errno=code,
-        ) from error
-    if code in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
-        family = next((each.name for each in socket.AddressFamily if each == endpoint.family), str(endpoint.family))
-        module = {"AF_TIPC": "tipc", "AF_VSOCK": "vsock", "AF_INET6": "ipv6"}.get(family)
-        raise AddressUnavailable(
-            f"{what}: this system's kernel has no such {family} sockets ({error.strerror})",
-            hint=f"Load it (`modprobe {module}`), or use another address." if module else "Use another address.",
-            errno=code,
-        ) from error
-    if folder and code in (errno.ENOENT, errno.ENOTDIR):
-        raise AddressUnavailable(
-            f"{what}: there is no directory {folder}", hint="Create it first.", errno=code
-        ) from error
-    raise AddressError(f"{what}: {error.strerror or error}", errno=code) from error
-
-
-def _holders(endpoint: Endpoint) -> list[int]:
-    name = endpoint.sockaddr
-    if not isinstance(name, str):
-        return socket_holders(endpoint)
-    path = "@" + name[1:] if name[:1] == "\0" else name
-    return unix_holders(path, _temporary(path))
-
-
-def _in_use(what: Address | str, holders: list[int], *, ports: bool = False) -> AddressInUse:
-    if os.getpid() in holders:
-        owner = f"this process itself (pid {os.getpid()})"
-    elif holders:
-        # Prefork servers share a socket; the first to have had it is mostly the one to talk to.
-        owner = f"{process_name(min(holders))} (pid {min(holders)})"
-    else:
-        owner = "another process (the system does not tell this user which)"
-    return AddressInUse(
-        f"{what}: already in use by {owner}",
-        hint=f"Stop it first, or choose another address{'; port 0 takes any free one' if ports else ''}.",
-        errno=errno.EADDRINUSE,
-    )

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import zlib
 from typing import TYPE_CHECKING
+
+from longshore.addresses import PATH_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from longshore.addresses import Endpoint
 
-__all__ = ("lock_holders", "peer_of", "process_name", "socket_holders", "unix_holders")
+__all__ = ("lock_holders", "peer_of", "process_name", "socket_holders", "temporary_name", "unix_holders")
 
 
 def process_name(pid: int) -> str:
@@ -77,6 +80,14 @@ def unix_holders(path: str, temporary: str) -> list[int]:
         if name in (path, temporary) or (name.startswith(folder) and name.endswith(short)):
             found.add(row[6])
     return _holders(found)
+
+
+def temporary_name(path: str) -> str:
+    """The name under which the file of `path` is made: short, and the same at each start, so leftovers are found."""
+    name = path + ".new"
+    if len(os.fsencode(name)) > PATH_LIMIT:
+        name = os.path.join(os.path.dirname(path), f".{zlib.crc32(os.fsencode(path)):08x}.new")
+    return name
 
 
 def peer_of(path: str) -> list[int]:

@@ -112,6 +112,11 @@ class Session:
         """Add what came from the peer."""
         self._in.write(ciphertext)
 
+    @property
+    def unread(self) -> int:
+        """Bytes that were fed and that OpenSSL has not looked at: after the end, they are no TLS."""
+        return self._in.pending
+
     def handshake(self) -> bool:
         """Go on with the handshake; True once it is done.
 

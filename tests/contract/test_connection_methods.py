@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import textwrap
@@ -188,9 +189,8 @@ def test_a_truncated_datagram_is_an_event_and_reaches_no_handler(longshore_serve
     assert seen == []
 
 
-@pytest.mark.parametrize("strategy", ["green", "async"])
-def test_a_handler_that_has_ended_its_side_of_tls_still_reads_the_peers(longshore_server, certificates, strategy):
-    seen = []
+def reading_on(seen):
+    """A handler and its async twin: they speak, end their side, and keep in `seen` what comes after that."""
 
     def handler(connection):
         connection.sendall(b"speak\n")
@@ -204,18 +204,41 @@ def test_a_handler_that_has_ended_its_side_of_tls_still_reads_the_peers(longshor
         while line := await connection.readline():
             seen.append(line)
 
-    server = longshore_server(
-        async_handler if strategy == "async" else handler,
-        "tls://127.0.0.1:0",
-        strategy=strategy,
-        tls=certificates.server_tls(),
-    )
+    return {"async": async_handler}, handler
+
+
+@pytest.mark.parametrize("strategy", [*BLOCKING, "async"])
+def test_a_handler_that_has_ended_its_side_of_tls_still_reads_the_peers(longshore_server, certificates, strategy):
+    seen = []
+    own, usual = reading_on(seen)
+    tls = certificates.server_tls()
+    server = longshore_server(own.get(strategy, usual), "tls://127.0.0.1:0", strategy=strategy, tls=tls)
     with Client(server.url) as client:
         assert client.recv_until_closed() == b"speak\n"
         client.send(b"one\n")
         client.send(b"two\n")
     assert server.events.wait_for(ConnectionClosed).cause == "finished"
     assert seen == [b"one\n", b"two\n"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [*BLOCKING, "async"])
+def test_input_that_comes_while_a_handler_ends_its_side_of_tls_is_never_lost(longshore_server, certificates, strategy):
+    seen = []
+    own, usual = reading_on(seen)
+    tls = certificates.server_tls()
+    server = longshore_server(own.get(strategy, usual), "tls://127.0.0.1:0", strategy=strategy, tls=tls)
+    lines = [b"%d\n" % number for number in range(60)]
+    for number in range(1, 301):
+        with Client(server.url) as client:
+            # One record each, some of which meet the handler in the middle of its shutdown.
+            for line in lines:
+                client.send(line)
+            client.half_close()
+            assert client.recv_until_closed() == b"speak\n"
+        server.events.wait_for_count(ConnectionClosed, number)
+        assert seen == lines, f"connection {number} lost input"
+        seen.clear()
 
 
 @pytest.mark.parametrize("strategy", BLOCKING)
@@ -291,3 +314,34 @@ def test_a_program_that_serves_drains_at_sigterm_and_exits_with_zero(strategy):
     assert process.returncode == 0
     assert out == "1 0 ()\n"
     assert err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["function", "class"])
+def test_a_broadcast_waits_behind_what_a_handler_is_writing_and_is_refused_above_the_limit(longshore_server, kind):
+    big = b"x" * (1 << 23)
+    entered = threading.Event()
+
+    def function(connection):
+        entered.set()
+        connection.sendall(big)
+        connection.recv(1)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            function(self.request)
+
+    limits = Limits(max_pending_bytes=1000)
+    server = longshore_server(function if kind == "function" else Handler, strategy="threads", limits=limits)
+    with Client(server.url, receive_buffer=65_536) as client:
+        assert entered.wait(5)
+        # The first byte of it is here, and the rest cannot be with the kernel: the handler is in the middle.
+        assert client.recv(1) == b"x"
+        assert server.broadcast(b"news") == 1
+        assert server.broadcast(b"n" * 1000) == 1
+        assert server.broadcast(b"one too many") == 0
+        news = b"news" + b"n" * 1000
+        got = bytearray(b"x")
+        while len(got) < len(big) + len(news):
+            got += client.recv()
+    assert got == big + news

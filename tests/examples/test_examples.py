@@ -152,6 +152,20 @@ def test_client_prints_the_answer_to_each_word(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "ONE\nTWO\n", "")
 
 
+def test_ping_hears_the_answers_and_watches_what_comes():
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close()
+    except PermissionError:
+        pytest.skip("raw sockets need the capability CAP_NET_RAW")
+    command = [sys.executable, str(EXAMPLES / "ping.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment(), check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    answers = [line for line in lines if "answers" in line]
+    assert answers == [f"127.0.0.1 answers: {number}" for number in (1, 2, 3)]
+    assert {f"the server sees: echo {kind} from 127.0.0.1" for kind in ("request", "reply")} <= set(lines)
+
+
 def demo(port: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "examples/demo.py", str(port)],

@@ -727,7 +727,7 @@ def test_a_green_handler_that_is_ended_while_it_dials_leaves_no_socket_behind() 
         with pytest.raises(KeyboardInterrupt):
             client._dial_parked(parking, address, None, None)  # type: ignore[arg-type]
         if parking.work is not None:
-            assert parking.work().fileno() == -1
+            assert parking.work()[0].fileno() == -1
     assert set(os.listdir("/proc/self/fd")) <= before
     sock.close()
 

@@ -414,6 +414,102 @@ def test_half_closing_tls_tells_the_peer_and_still_reads(tls_pair):
     assert sock.recv(100) == b"still here"
 
 
+def test_a_tls_socket_tells_about_its_session_as_any_ssl_socket(tls_pair, contexts):
+    sock, client, _guard = tls_pair
+    assert (sock.version(), sock.cipher(), sock.server_side) == (client.version(), client.cipher(), True)
+    assert (sock.getpeercert(), sock.selected_alpn_protocol(), sock.context) == (None, None, contexts[0])
+    binding = "tls-unique" if sock.version() == "TLSv1.2" else "tls-exporter"
+    assert binding not in ssl.CHANNEL_BINDING_TYPES or sock.get_channel_binding(binding)
+    client.sendall(b"ready")
+    assert sock.recv(1) == b"r"
+    assert sock.pending() == 4
+    buffer = bytearray(10)
+    assert (sock.recv_into(buffer), bytes(buffer[:4])) == (4, b"eady")
+    assert (sock.pending(), sock.send(b"x" * 20_000), sock.write(b"abc")) == (0, 16_384, 3)
+    for call in (lambda: sock.recv(1, socket.MSG_PEEK), lambda: sock.send(b"x", 1), lambda: sock.sendto(b"x", ("", 1))):
+        with pytest.raises(ValueError):
+            call()
+    with pytest.raises(NotImplementedError):
+        sock.dup()
+
+
+def test_the_callback_for_server_names_is_given_the_socket_and_may_change_its_context(contexts):
+    server, plain = tcp_pair()
+    other = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(other)
+    called = []
+
+    def choose(sock, name, context):
+        called.append((sock, name))
+        sock.context = contexts[0]
+
+    other.sni_callback = choose
+    sock = guarded(server, SignallingGuard(), other)
+    shaken = in_thread(sock.do_handshake)
+    with contexts[1].wrap_socket(plain, server_hostname="localhost"):
+        assert shaken() is None
+    assert called == [(sock, "localhost")]
+    assert sock.context is contexts[0]
+    sock.close()
+
+
+@pytest.mark.parametrize("guarding", [True, False], ids=["guarded", "unguarded"])
+def test_unwrapping_goes_on_in_plain_text_and_reads_none_of_it(contexts, guarding):
+    server, raw = tcp_pair()
+    guard = SignallingGuard() if guarding else None
+    sock = guarded(server, guard, contexts[0])
+    shaken = in_thread(sock.do_handshake)
+    client = contexts[1].wrap_socket(raw, server_hostname="localhost")
+    assert shaken() is None
+    sock.sendall(b"last over TLS")
+    unwrapped = in_thread(sock.unwrap)
+    assert client.recv(100) == b"last over TLS"
+    plain_client = client.unwrap()
+    plain_client.sendall(b"plain text")
+    plain = unwrapped()
+    assert type(plain) is (GuardedSocket if guarding else socket.socket)
+    assert plain.recv(100) == b"plain text"
+    plain.sendall(b"likewise")
+    assert plain_client.recv(100) == b"likewise"
+    assert guard is None or guard.received == 10
+    plain.close()
+    plain_client.close()
+
+
+def test_a_tls_socket_made_without_a_guard_is_an_ordinary_one_until_it_gets_one(contexts):
+    server, raw = tcp_pair()
+    sock = guarded(server, None, contexts[0])
+    shaken = in_thread(sock.do_handshake)
+    client = contexts[1].wrap_socket(raw, server_hostname="localhost")
+    assert shaken() is None
+    client.sendall(b"a")
+    assert sock.recv(1) == b"a"
+    guard = SignallingGuard()
+    guard.adopt(sock)
+    outcome = in_thread(sock.recv, 1)
+    assert guard.reads.wait(10)
+    guard.interrupt("cut", ClosedError("stopping"))
+    assert isinstance(outcome(), ClosedError)
+    sock.close()
+    client.close()
+
+
+def test_one_record_that_the_kernel_does_not_take_stays_behind_and_is_given_on(tls_pair):
+    sock, client, _guard = tls_pair
+    with pytest.raises(BlockingIOError):
+        send_until_full(sock)
+    assert sock.behind
+    client.setblocking(True)
+    received = in_thread(lambda: b"".join(iter(lambda: client.recv(1 << 20), b"")))
+    plain = sock.surrender()
+    plain.setblocking(True)
+    plain.sendall(sock.take_behind())
+    plain.close()
+    data = received()
+    assert len(data) % 16_384 == 0
+    assert set(data) == {ord("x")}
+
+
 def test_surrendered_tls_has_said_goodbye(tls_pair):
     sock, client, _guard = tls_pair
     client.suppress_ragged_eofs = False

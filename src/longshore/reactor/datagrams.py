@@ -12,6 +12,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
+from longshore.packets import Packets
+
 if TYPE_CHECKING:
     from longshore.reactor.portable import PortableReactor
 
@@ -44,6 +46,7 @@ class Datagrams:
         self._reactor = reactor
         self.socket = sock
         self._owner = owner
+        self._packets = Packets(sock)
         self._running = False
         sock.setblocking(False)
         self.resume()
@@ -92,6 +95,7 @@ class Datagrams:
             except OSError as error:
                 self._owner.receive_failed(error)
                 return
+            data = self._packets.payload(data)
             self._owner.received(data, address, _reply_info(control), truncated=bool(flags & socket.MSG_TRUNC))
 
 

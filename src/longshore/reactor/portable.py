@@ -15,6 +15,7 @@ Facts, and what follows from them:
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import signal
 import socket
@@ -29,7 +30,7 @@ from longshore.reactor.datagrams import Datagrams
 from longshore.reactor.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ("PortableReactor",)
 
@@ -51,12 +52,15 @@ class PortableReactor:
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
         self._woken = False
+        self._woken_at = 0.0
         self._stopping = False
         self._closed = False
         self._turning = False
         self.thread: int | None = None
         #: Called when output was put off outside of a turn; an embedding loop sets it to call `flush` soon.
         self.flush_soon: Callable[[], object] | None = None
+        #: Called when a signal came, where the reactor turns beside the main thread.
+        self.on_signal: Callable[[], object] | None = None
         #: What is being called right now, and since when: read by the watchdog from another thread.
         self.busy_since: float | None = None
         #: Whose handler is being called; likewise for the watchdog.
@@ -72,28 +76,29 @@ class PortableReactor:
         May be called again afterwards, also on another thread.
         """
         self.thread = threading.get_ident()
-        previous = self._wake_on_signals()
-        try:
+        with self.hearing_signals():
             while not self._stopping:
                 self._turn(self._sleep())
             self._stopping = False
-        finally:
-            if previous is not None:
-                signal.set_wakeup_fd(previous)
 
-    def _wake_on_signals(self) -> int | None:
-        """Let signals end the selector's sleep; None where they cannot, or somebody else has arranged it.
+    @contextlib.contextmanager
+    def hearing_signals(self) -> Iterator[None]:
+        """While the main thread is inside, signals end the reactor's sleep, unless somebody else has arranged that.
 
         A signal that comes after Python last looked at its flag and before the selector sleeps interrupts nothing, and
         its handler would run when the next client happens to come.
         """
-        if threading.current_thread() is not threading.main_thread():
-            return None
-        previous = signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
-        if previous == -1:
-            return previous
-        signal.set_wakeup_fd(previous)
-        return None
+        mine = False
+        if threading.current_thread() is threading.main_thread():
+            previous = signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+            mine = previous == -1
+            if not mine:
+                signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            if mine:
+                signal.set_wakeup_fd(-1)
 
     def run_ready(self) -> float | None:
         """Do what can be done without waiting, for a loop that watches `fileno()`.
@@ -184,6 +189,7 @@ class PortableReactor:
         """End the selector's sleep."""
         if self._woken:
             return
+        self._woken_at = time.monotonic()
         self._woken = True
         try:
             self._wake_writer.send(b"\0")
@@ -195,12 +201,15 @@ class PortableReactor:
 
     def _on_wake(self, _events: int) -> None:
         try:
-            self._wake_reader.recv(4096)
+            came = self._wake_reader.recv(4096)
         except BlockingIOError:
-            pass
+            came = b""
         # After reading, not before: a byte sent in between would be eaten, and nobody would send another.  Whoever
         # finds this still set has posted already, and this very turn calls what was posted.
         self._woken = False
+        # Our own bytes are zeros; Python writes the numbers of signals.
+        if self.on_signal is not None and came.strip(b"\0"):
+            self.on_signal()
 
     @property
     def on_thread(self) -> bool:
@@ -209,9 +218,16 @@ class PortableReactor:
 
     @property
     def blocked_for(self) -> float:
-        """Seconds for which something that was called has not come back; from any thread."""
+        """Seconds for which something that was called has not come back; from any thread.
+
+        Inside of an event loop, handlers run between the turns: what tells then is a wake-up that nobody has answered.
+        """
         since = self.busy_since
-        return 0.0 if since is None else time.monotonic() - since
+        if since is None:
+            if not self._woken:
+                return 0.0
+            since = self._woken_at
+        return time.monotonic() - since
 
     # -- time ------------------------------------------------------------------------------------------
 

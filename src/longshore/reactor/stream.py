@@ -26,6 +26,7 @@ from longshore.buffers import InputBuffer, PacketBuffer
 from longshore.errors import ClosedError, LongshoreError
 from longshore.lifecycle import CONNECTION, Machine
 from longshore.limits import Watch, overdue
+from longshore.packets import Packets
 from longshore.tls import Session, TLSError
 
 if TYPE_CHECKING:
@@ -66,7 +67,13 @@ class Stream:
         self.peer = peer
         self.sink = sink
         self.limits = limits
-        self.input = PacketBuffer(peer, framing) if packets else InputBuffer(peer, framing)
+        #: Where each read and each write is a packet of its own; None: where they are not.
+        self._packets = Packets(sock) if packets else None
+        self.input = (
+            InputBuffer(peer, framing)
+            if self._packets is None
+            else PacketBuffer(peer, framing, separate=not self._packets.ends)
+        )
         self.watch = Watch(timeouts, reactor.now())
         self.tls = tls
         self.error: BaseException | None = None
@@ -79,8 +86,8 @@ class Stream:
         self._machine = Machine(CONNECTION)
         self._plain = bytearray()
         self._wire = bytearray()
-        #: The lengths of what is in `_wire`, where each write is a packet of its own (SOCK_SEQPACKET).
-        self._packets: deque[int] | None = deque() if packets else None
+        #: The lengths of the packets in `_wire`.
+        self._lengths: deque[int] = deque()
         self._deferred = False
         self._events = 0
         self._hungry = False
@@ -172,7 +179,9 @@ class Stream:
         if data:
             self.received += len(data)
             self.watch.received(len(data), self.reactor.now())
-        if self.tls is None:
+        if self._packets is not None:
+            self._deliver(self._packets.payload(data), ended=not data and self._packets.ends)
+        elif self.tls is None:
             self._deliver(data, ended=not data)
         else:
             self._read_tls(data)
@@ -203,7 +212,7 @@ class Stream:
     def _deliver(self, data: bytes, *, ended: bool) -> None:
         if self.input.ended:
             return
-        if data:
+        if data or (self._packets is not None and not ended):
             self.owing = True
             self.input.feed(data)
         if ended:
@@ -223,16 +232,18 @@ class Stream:
 
         Raises:
             ClosedError: the stream was closed on our side.
+            ValueError: a packet is empty, where that would be the end of the connection.
             LongshoreError, OSError: what ended the stream before.
         """
         if self.state != "open" or self._write_ended:
             raise self.failure() if self.state != "open" else ClosedError(f"output to {self.peer} was shut down")
-        if not data:
+        if self._packets is not None:
+            self._packets.check(data, self.peer)
+            self._lengths.append(len(data))
+        elif not data:
             return
         self.owing = False
         (self._wire if self.tls is None else self._plain).extend(data)
-        if self._packets is not None:
-            self._packets.append(len(data))
         if self.coalescing and self.pending < COALESCE and self.input.unread:
             if not self._deferred:
                 self._deferred = True
@@ -270,11 +281,11 @@ class Stream:
         if self.state == "closed":
             return
         wire = self._wire
-        if wire:
+        if wire or self._lengths:
             before = self.pending
             try:
                 with memoryview(wire) as view:
-                    count = self._send_packets(view) if self._packets is not None else self.socket.send(view)
+                    count = self.socket.send(view) if self._packets is None else self._send_packets(view)
             except (BlockingIOError, InterruptedError):
                 count = 0
             except OSError as error:
@@ -298,13 +309,12 @@ class Stream:
 
     def _send_packets(self, view: memoryview) -> int:
         """Send what the kernel takes, one write at a time; it takes a packet whole or not at all."""
-        packets = self._packets
-        assert packets is not None
+        lengths = self._lengths
         done = 0
         try:
-            while packets:
-                done += self.socket.send(view[done : done + packets[0]])
-                packets.popleft()
+            while lengths:
+                done += self.socket.send(view[done : done + lengths[0]])
+                lengths.popleft()
         except (BlockingIOError, InterruptedError):
             pass
         return done
@@ -460,7 +470,7 @@ class Stream:
             )
         ):
             events = selectors.EVENT_READ
-        if self._wire and not self._deferred:
+        if (self._wire or self._lengths) and not self._deferred:
             events |= selectors.EVENT_WRITE
         if events != self._events:
             self.reactor.watch(self.socket, events, self._on_ready)

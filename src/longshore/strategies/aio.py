@@ -308,9 +308,11 @@ class AsyncStrategy:
             self._executor = ThreadPoolExecutor(thread_name_prefix="longshore-async")
             self._loop.set_default_executor(self._executor)
             self._embedding = embed(self.host.reactor, self._loop, self._loop.stop)
-        while not self.host.reactor.stopped:
-            # A handler that calls loop.stop() does not stop the server.
-            self._loop.run_forever()
+        # Loops hear signals by themselves only if they were told to handle them.
+        with self.host.reactor.hearing_signals():
+            while not self.host.reactor.stopped:
+                # A handler that calls loop.stop() does not stop the server.
+                self._loop.run_forever()
         self._end_loop()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> Embedding:

@@ -16,7 +16,9 @@ from longshore.connection import Connection
 from longshore.errors import ClosedError, HandshakeTimeout, LongshoreError, WriteTimeout
 from longshore.guard import Guard
 from longshore.limits import Watch, overdue
-from longshore.links import SocketLink
+from longshore.packet_links import PacketLink
+from longshore.packets import are_packets
+from longshore.socket_links import SocketLink
 from longshore.sockets import guarded
 from longshore.strategies import Session, client_address_of
 
@@ -79,7 +81,8 @@ class BlockingSession(Session):
         self._watched: socket.socket | None = None
         self._released = False
         request = guarded(sock, self.guard, tls)
-        self.link = SocketLink(request, peer, host.framing, max_pending=host.limits.max_pending_bytes)
+        kind = PacketLink if are_packets(request) else SocketLink
+        self.link = kind(request, peer, host.framing, max_pending=host.limits.max_pending_bytes)
         self.link.finish_later = self._finish_later
         self.connection = Connection(self.link, peer=peer, local=local, server=host.facade)
 
@@ -183,8 +186,11 @@ class BlockingSession(Session):
             sock, self.peer, sink=_Tail(self), limits=self.host.limits, timeouts=self.host.timeouts
         )
         stream.start()
+        behind = self.link.take_behind()
         unsent = self.link.take_unsent()
         reset = cause in ("aborted", "slow receiver") or isinstance(error, WriteTimeout)
+        if behind and not reset:
+            stream.write(behind)
         if unsent and self.link.tls_object is None and not reset:
             stream.write(unsent)
         else:

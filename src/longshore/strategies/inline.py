@@ -27,6 +27,10 @@ __all__ = ("InlineStrategy",)
 WAITING = 1024
 
 
+def _nothing() -> None:
+    """A job after which Python has run its signal handlers."""
+
+
 class InlineStrategy:
     """One thing at a time, on the thread that called `run`."""
 
@@ -46,11 +50,14 @@ class InlineStrategy:
         reactor = self._host.reactor
         helper = threading.Thread(target=self._turn, args=(failure,), name="longshore-reactor", daemon=True)
         helper.start()
+        # A queue sleeps through a signal that comes just before: the reactor hears it, and gives us something to do.
+        reactor.on_signal = lambda: self._jobs.put(_nothing)
         try:
-            while (job := self._jobs.get()) is not None:
-                leaving = job()
-                if leaving is not None:
-                    raise leaving
+            with reactor.hearing_signals():
+                while (job := self._jobs.get()) is not None:
+                    leaving = job()
+                    if leaving is not None:
+                        raise leaving
         except BaseException:
             reactor.stop()
             helper.join()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.connection import Connection
 from longshore.errors import ClosedError
 from longshore.links import StreamLink
+from longshore.packets import are_packets
 from longshore.strategies import Session, client_address_of
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class StreamSession(Session):
             timeouts=host.timeouts,
             framing=host.framing,
             tls=None if tls is None else TLSSession(tls, server_side=True),
-            packets=is_packets(sock),
+            packets=are_packets(sock),
         )
         self.stream.coalescing = True
         link.attach(self.stream)
@@ -79,10 +80,3 @@ class StreamSession(Session):
     def stopping(self) -> ClosedError:
         """The error of whoever still waits when the server ends."""
         return ClosedError(f"the connection to {self.peer} was cut: the server is stopping")
-
-
-def is_packets(sock: socket.socket) -> bool:
-    """Whether each write is a message of its own (SOCK_SEQPACKET)."""
-    import socket as sockets
-
-    return sock.type == sockets.SOCK_SEQPACKET
