@@ -15,7 +15,7 @@ def a_silent_client_loses_its_connection(module: Any) -> None:
     """jordan-gibbs/hyperresearch#87: a browser that connects in advance, and nobody else is served."""
 
     class Server(module.TCPServer):
-        timeouts = Timeouts(first_byte=0.2)
+        timeouts = Timeouts(first_byte=1)
 
     server = Server(ANYWHERE, echo(module))
     with serving(server), connect(server) as silent:
@@ -28,7 +28,7 @@ def a_client_that_falls_silent_loses_its_connection(module: Any) -> None:
     """The same after a first line."""
 
     class Server(module.TCPServer):
-        timeouts = Timeouts(idle=0.2)
+        timeouts = Timeouts(idle=1)
 
     server = Server(ANYWHERE, echo(module))
     with serving(server), connect(server) as silent:
@@ -58,7 +58,7 @@ def handle_request_ends_in_time_with_a_silent_client(module: Any) -> None:
 
     class Server(module.TCPServer):
         timeout = 0.2
-        timeouts = Timeouts(first_byte=0.2)
+        timeouts = Timeouts(first_byte=1)
 
     with Server(ANYWHERE, echo(module)) as server, connect(server) as silent:
         within_patience(server.handle_request, what="handle_request()")
@@ -69,7 +69,7 @@ def handle_request_of_http_server_ends_in_time(module: Any) -> None:
     """The same where it was reported, with threads, so that `http.server` has them and the limit."""
 
     class Server(module.ThreadingMixIn, http.server.HTTPServer):
-        timeouts = Timeouts(first_byte=0.2)
+        timeouts = Timeouts(first_byte=1)
 
     server = Server(ANYWHERE, http.server.BaseHTTPRequestHandler)
     with connect(server) as silent:
