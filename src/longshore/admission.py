@@ -11,6 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import format_peer
+from longshore.errors import LongshoreError
 from longshore.events import AcceptFailed, ConnectionRejected, LimitNear, LimitsAdjusted
 from longshore.limits import Gate
 
@@ -26,6 +27,8 @@ __all__ = ("Admission",)
 SPARE_DESCRIPTORS = 64
 #: Seconds until a full server whose connections were all busy looks again for an idle one to evict.
 EVICT_AGAIN = 0.05
+#: Strategies with a bound of their own that users set: its name in `Limits`.
+_BOUNDS = {"threads": "max_threads", "processes": "max_processes"}
 
 
 class Admission:
@@ -46,8 +49,8 @@ class Admission:
         self._handshakes = Gate("max_handshakes", host.limits.max_handshakes, self._near)
         self._places = Gate("max_connections", host.limits.max_connections, self._near)
         # Only a bound that users set is worth a warning, so `inline`, whose bound is its nature, gives none.
-        named = strategy_name == "threads"
-        self._handlers = Gate("max_threads" if named else strategy_name, None, self._near if named else None)
+        named = _BOUNDS.get(strategy_name)
+        self._handlers = Gate(named or strategy_name, None, self._near if named else None)
 
     # -- begin and end -----------------------------------------------------------------------------------
 
@@ -87,6 +90,43 @@ class Admission:
             self._handlers.maximum = self._strategy.capacity(limits)
             self._host.reactor.post(self._room)
 
+    @property
+    def figures(self) -> dict[str, int]:
+        """What it counts, as `Statistics` names it."""
+        return {
+            "connections": len(self.sessions),
+            "accepted": self.accepted,
+            "rejected": self.rejected,
+            "received": self.received,
+            "sent": self.sent,
+            "messages": self.messages,
+        }
+
+    @property
+    def connections(self) -> tuple[Any, ...]:
+        """The connections of what is at work."""
+        return tuple(item.connection for item in tuple(self.sessions) if item.connection is not None)
+
+    @property
+    def descriptors(self) -> set[int]:
+        """Those of the connections that this process has itself."""
+        found = set()
+        for connection in self.connections:
+            with contextlib.suppress(LongshoreError):
+                found.add(connection.fileno())
+        return found - {-1}
+
+    def cut(self) -> None:
+        """End everything that is at work."""
+        for session in tuple(self.sessions):
+            session.was_cut = True
+            session.cut()
+
+    def destroy(self) -> None:
+        """Close the sockets of what did not end."""
+        for session in tuple(self.sessions):
+            session.destroy()
+
     # -- places ------------------------------------------------------------------------------------------
 
     def leave(self, session: Session) -> bool:
@@ -101,6 +141,10 @@ class Admission:
         self._places.leave()
         self._room()
         return True
+
+    def take_place(self) -> bool:
+        """Take a place of the strategy's own bound; False if there is none."""
+        return self._handlers.enter()
 
     def handler_freed(self) -> None:
         """A place of the strategy's own bound is free."""

@@ -29,6 +29,8 @@ __all__ = (
     "ServerStarted",
     "ServerStopped",
     "SlowReceiver",
+    "SpawnerDied",
+    "ThreadsAtFork",
 )
 
 
@@ -225,3 +227,25 @@ class LimitsAdjusted(Event):
     wanted: int
     actual: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpawnerDied(Event):
+    """The process that forks children for the `processes` strategy has died; the children go on.
+
+    `replaced` says whether another one forks from now on; if not, new connections are turned away.
+    """
+
+    level: ClassVar[str] = "ERROR"
+
+    pid: int
+    replaced: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadsAtFork(Event):
+    """The spawner was forked while `threads` (their names) ran: what they held locked stays locked in every child."""
+
+    level: ClassVar[str] = "WARNING"
+
+    threads: tuple[str, ...]

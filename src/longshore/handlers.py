@@ -134,7 +134,7 @@ class Handler:
         if wanted not in NAMES:
             raise ConfigError(f"strategy={wanted!r}: there is no such strategy", hint=f"There are {', '.join(NAMES)}.")
         if wanted not in runs:
-            able = " or ".join(f'"{name}"' for name in runs if name != "processes")
+            able = " or ".join(f'"{name}"' for name in runs)
             raise ConfigError(
                 f'strategy="{wanted}" cannot run {_WORDS[self.shape]} such as {self.name}',
                 hint=f"Use strategy={able}.",

@@ -81,6 +81,10 @@ class Keeper:
         """A connection is over."""
         self._hosting.post(self._hosting.ended, session)
 
+    def take_place(self) -> bool:
+        """What `ThreadingMixIn` and the like count, they count themselves."""
+        return True
+
     def handler_freed(self) -> None:
         """Places are left by arrivals."""
 

@@ -21,15 +21,16 @@ class Lifespan:
         self._strategy = strategy
         self._manager: Any = None
         self._entered = False
+        self._value: Any = None
 
     def prepare(self, server: Any) -> None:
-        """Make the context manager.
+        """Make the context manager, unless it was made.
 
         Raises:
             ConfigError: it is none, or an async one where nothing can await it.
         """
         given = self._given
-        if given is None:
+        if given is None or self._manager is not None:
             return
         if not hasattr(given, "__enter__") and not hasattr(given, "__aenter__") and callable(given):
             given = given(server) if inspect.signature(given).parameters else given()
@@ -45,12 +46,11 @@ class Lifespan:
         return self._manager is not None and hasattr(self._manager, "__aenter__")
 
     def enter(self) -> Any:
-        """Enter a sync one; returns its value."""
-        if self._manager is None:
-            return None
-        value = self._manager.__enter__()
-        self._entered = True
-        return value
+        """Enter a sync one, unless it was; returns its value."""
+        if self._manager is not None and not self._entered:
+            self._value = self._manager.__enter__()
+            self._entered = True
+        return self._value
 
     def exit(self) -> None:
         """Leave a sync one, if it was entered."""

@@ -141,6 +141,12 @@ class Listener:
         """Whether `close` was called."""
         return self.socket.fileno() < 0
 
+    @property
+    def descriptors(self) -> set[int]:
+        """The socket's, and its file's lock's; none once it is closed."""
+        lock = None if self._file is None else self._file.lock
+        return {self.socket.fileno(), -1 if lock is None else lock} - {-1}
+
     def close(self) -> None:
         """Close the socket; also remove its Unix socket file, if this process made it and it is still the same.
 
@@ -375,7 +381,7 @@ def _connected(sock: socket.socket) -> bool:
 class _SocketFile:
     """The file of one bound Unix socket, and the lock beside it; see the top of this module."""
 
-    __slots__ = ("_address", "_inode", "_lock", "_pid", "path", "temporary", "url")
+    __slots__ = ("_address", "_inode", "_pid", "lock", "path", "temporary", "url")
 
     def __init__(self, address: Address, path: str) -> None:
         self._address = address
@@ -386,7 +392,7 @@ class _SocketFile:
         self.url = address.scheme + address.text.partition("?")[0][len(address.scheme) :]
         # Looked at before anything is made, so that a mistaken path leaves no lock file behind.
         _is_stale(address, path)
-        self._lock: int | None = self._take_lock()
+        self.lock: int | None = self._take_lock()
 
     def bind(self, sock: socket.socket) -> None:
         """Bind `sock` to the temporary name, with the mode of the address."""
@@ -435,7 +441,7 @@ class _SocketFile:
 
     def remove(self) -> None:
         """Take the file and the lock away, if this process made them; then give the lock back."""
-        lock, self._lock = self._lock, None
+        lock, self.lock = self.lock, None
         if lock is None:
             return
         try:

@@ -11,7 +11,8 @@ import contextlib
 import contextvars
 import threading
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
 from longshore import reactor as reactors
 from longshore import strategies
@@ -84,6 +85,7 @@ class Server:
 
     #: Real time; tests put a clock here that they turn by hand.
     clock: Clock | None = None
+    _all: ClassVar[WeakSet[Server]] = WeakSet()
 
     def __init__(
         self,
@@ -108,6 +110,7 @@ class Server:
         for name, value in (("proxy", proxy), ("shared", shared), ("pool", pool)):
             if value is not None:
                 raise ConfigError(f"{name}={value!r}: this release has no {name} yet", hint=f"Leave {name} out.")
+        Server._all.add(self)
         self.handler: Handler = understand(handler)
         self.limits = limits or Limits()
         self.timeouts = timeouts or Timeouts()
@@ -122,8 +125,7 @@ class Server:
         self._machine = Machine(SERVER)
         self._context = contextvars.copy_context()
         self._inside = Inside()
-        self._ready = Latch()
-        self._stopped = Latch()
+        self._ready, self._stopped = Latch(), Latch()
         self._start_error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._subscribers = Subscribers()
@@ -137,7 +139,9 @@ class Server:
         self.reactor: PortableReactor = None  # type: ignore[assignment]  # made by start, with its descriptors
         self._reactor_reason = ""
         self._strategy: Strategy = None  # type: ignore[assignment]
-        self._admission = Admission(self, self.strategy_name)
+        self._admission = admission = Admission(self, self.strategy_name)
+        self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
+        self.handshake_over = admission.handshake_over
         self._on_end: Callable[[], object] | None = None
         self._watchdog: Watchdog | None = None
         self._give_up: threading.Timer | None = None
@@ -166,23 +170,15 @@ class Server:
     @property
     def connections(self) -> tuple[Connection | AsyncConnection, ...]:
         """The connections that are open now."""
-        return tuple(
-            session.connection for session in tuple(self._admission.sessions) if session.connection is not None
-        )
+        return self._admission.connections
 
     def statistics(self) -> Statistics:
         """The server's figures."""
-        admission = self._admission
         return Statistics(
             state=self.status,
-            connections=len(admission.sessions),
-            accepted=admission.accepted,
-            rejected=admission.rejected,
             failed=self._subscribers.failures,
-            received=admission.received,
-            sent=admission.sent,
-            messages=admission.messages,
             datagrams=sum(service.count for service in self._services),
+            **self._admission.figures,
         )
 
     def subscribe(self, observer: Callable[[Event], object]) -> Callable[[], None]:
@@ -361,14 +357,6 @@ class Server:
                 self._finished += 1
             self._end_if_empty()
 
-    def handler_freed(self) -> None:
-        """A place of the strategy's own bound is free."""
-        self._admission.handler_freed()
-
-    def handshake_over(self) -> None:
-        """A TLS handshake is through, for better or worse."""
-        self._admission.handshake_over()
-
     # -- start -------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
@@ -376,17 +364,32 @@ class Server:
         from longshore.listeners import bind
 
         self._machine.to("starting")
+        prepared = None
         try:
+            if self.strategy_name == "processes":
+                # Handlers find its value in the memory that they are forked with.
+                self._lifespan.prepare(self)
+                self.state = self._lifespan.enter()
+            holders = [self._targets, *(holder for server in Server._all for holder in server._holders)]
+            prepared = strategies.prepare(self.strategy_name, self, self._targets.tls_context, holders)
             for target in self._targets.items:
                 self._listeners += bind(target)
             check_addresses(self.handler, self.framing, [(item.kind, item.url) for item in self._listeners])
             self.reactor, self._reactor_reason = reactors.create(self.clock)
-            self._strategy = strategies.create(self.strategy_name, self)
+            self._strategy = strategies.create(self.strategy_name, self, prepared)
             self._lifespan.prepare(self)
         except BaseException as error:
             self._start_error = error
+            if prepared is not None:
+                prepared.close()
+            self._lifespan.exit()
             self._release()
             raise
+
+    @property
+    def _holders(self) -> list[Any]:
+        """What has descriptors that no other process may keep."""
+        return [self._admission, *self._listeners] + ([] if self.reactor is None else [self.reactor])
 
     def _run_in_background(self) -> None:
         try:
@@ -501,9 +504,7 @@ class Server:
             self._close_doors()
         self._machine.to("stopping")
         self.draining = True
-        for session in tuple(self._admission.sessions):
-            session.was_cut = True
-            session.cut()
+        self._admission.cut()
         # Real time, also under a clock that tests turn: what is left to wait for are threads.
         self._give_up = threading.Timer(GRACE, self.reactor.post, (self._abandon,))
         self._give_up.daemon = True
@@ -513,8 +514,7 @@ class Server:
     def _abandon(self) -> None:
         if self._stopped.is_open:
             return
-        for session in tuple(self._admission.sessions):
-            session.destroy()
+        self._admission.destroy()
         self._cut += len(self._admission.sessions)
         self._finish()
 
@@ -563,10 +563,8 @@ class Server:
         if self.status in ("serving", "paused", "draining"):
             # An exception left the loop: cut what is open, so that nothing outlives it.
             self._machine.to("stopping")
-            for session in tuple(self._admission.sessions):
-                session.was_cut = True
-                session.cut()
-                session.destroy()
+            self._admission.cut()
+            self._admission.destroy()
         elif self.status == "starting":
             self._machine.to("stopping")
         if self._give_up is not None:

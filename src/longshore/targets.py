@@ -5,14 +5,15 @@ The only place that judges addresses, handler, framing and TLS together.  It ope
 
 from __future__ import annotations
 
+import contextlib
+from socket import socket
 from typing import TYPE_CHECKING, Any
 
-from longshore.addresses import Address, parse
-from longshore.errors import ConfigError
+from longshore.addresses import Address, inherited_descriptors, parse
+from longshore.errors import ConfigError, LongshoreError
 from longshore.handlers import check_addresses
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable
 
     from longshore.config import TLS
@@ -32,7 +33,7 @@ class Targets:
 
     def __init__(
         self,
-        given: Iterable[str | socket.socket | Listener],
+        given: Iterable[str | socket | Listener],
         handler: Handler,
         framing: Framing | None,
         tls: TLS | None,
@@ -55,6 +56,21 @@ class Targets:
             from longshore.tls import server_context
 
             self.tls_context = server_context(tls)
+
+    @property
+    def descriptors(self) -> set[int]:
+        """Those that this process was given, or has made, before the server binds."""
+        found: set[int] = set()
+        for item in self.items:
+            if isinstance(item, socket):
+                found.add(item.fileno())
+            elif not isinstance(item, Address):
+                found |= item.descriptors
+            elif item.scheme in ("fd", "systemd"):
+                # Whoever binds says what is wrong with it.
+                with contextlib.suppress(LongshoreError):
+                    found.update(inherited_descriptors(item))
+        return found - {-1}
 
 
 def _kind(address: Address) -> str:

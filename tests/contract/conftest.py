@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import socketserver
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Shape:
     @property
     def blocks(self) -> bool:
         """Whether a handler holds a thread of its own, so that it may wait for anything."""
-        return self.strategy in ("threads", "inline")
+        return self.strategy in ("threads", "inline", "processes")
 
     def handler(self, answer: Answer = echoed) -> Any:
         """A handler that sends what `answer(line, connection)` returns, unless that is None."""
@@ -119,6 +120,8 @@ SHAPES = [
     Shape("async", "message"),
     Shape("inline", "function"),
     Shape("inline", "class"),
+    Shape("processes", "function"),
+    Shape("processes", "class"),
 ]
 #: Those that serve several connections at once, and know the framing.
 FRAMED = [shape for shape in SHAPES if shape.kind != "class"]
@@ -172,6 +175,34 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
     authority.issue_cert("client@example.org").private_key_and_cert_chain_pem.write_to_path(folder / "client.pem")
     return Certificates(*(str(folder / f"{name}.pem") for name in ("authority", "server", "client")))
+
+
+class Notes:
+    """What handlers want a test to know, also those that run in another process: plain values, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.touch()
+
+    def append(self, value: object) -> None:
+        # One write(2) to the end of a file is never mixed with another one.
+        with self._path.open("ab", buffering=0) as file:
+            file.write(repr(value).encode() + b"\n")
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
+    def clear(self) -> None:
+        self._path.write_bytes(b"")
+
+    @property
+    def values(self) -> list[Any]:
+        return [ast.literal_eval(line) for line in self._path.read_text().splitlines()]
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Notes:
+    return Notes(tmp_path / "notes")
 
 
 @pytest.fixture

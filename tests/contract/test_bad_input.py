@@ -166,7 +166,7 @@ def test_a_reset_in_a_class_handler_is_a_reset_and_no_failure(longshore_server, 
             for line in self.rfile:
                 self.wfile.write(line)
 
-    for strategy in ("threads", "green", "inline"):
+    for strategy in ("threads", "green", "inline", "processes"):
         server = longshore_server(Echo, strategy=strategy)
         bad = Client(server.url)
         assert bad.request(b"hello") == b"hello"
@@ -188,7 +188,7 @@ def test_a_peer_that_never_reads_is_a_timeout(framed, serve, bystander, longshor
             closed = end_of_the_bad_one(server)
         assert closed.cause == "timeout"
         assert "write=30" in str(closed.error)
-        assert closed.unsent > 0 or framed.strategy in ("threads", "inline")
+        assert closed.unsent > 0 or framed.blocks
     assert server.events.of(HandlerFailed) == []
 
 
@@ -259,9 +259,11 @@ def test_a_client_that_leaves_in_the_handshake_ends_there(shape, serve, certific
 
 
 @pytest.mark.slow
-def test_two_hundred_connections_that_open_and_close_leave_nothing(shape, serve):
+def test_many_connections_that_open_and_close_leave_nothing(shape, serve):
     server = serve(shape, answer)
-    for number in range(200):
+    # A process takes milliseconds to fork and to bury, on a busy machine many.
+    count = 60 if shape.strategy == "processes" else 200
+    for number in range(count):
         client = Client(server.url)
         if number % 2:
             client.reset()
@@ -272,7 +274,7 @@ def test_two_hundred_connections_that_open_and_close_leave_nothing(shape, serve)
         assert good.request(b"hello") == b"HELLO"
     server.drain()
     closed = server.events.of(ConnectionClosed)
-    assert len(closed) == server.statistics().accepted >= 101
+    assert len(closed) == server.statistics().accepted > count // 2
     assert {event.cause for event in closed} <= {"peer closed", "finished", "reset", "drained"}
     assert len({event.id for event in closed}) == len(closed)
     assert server.events.of(HandlerFailed) == []

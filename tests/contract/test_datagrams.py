@@ -55,9 +55,11 @@ HANDLERS = [
     (Shout, "threads"),
     (Shout, "green"),
     (Shout, "inline"),
+    (Shout, "processes"),
     (ShoutOnSocket, "threads"),
     (ShoutOnSocket, "green"),
     (ShoutOnSocket, "inline"),
+    (ShoutOnSocket, "processes"),
 ]
 every_handler = pytest.mark.parametrize(
     ("handler", "strategy"), HANDLERS, ids=[f"{handler.__name__}-{strategy}" for handler, strategy in HANDLERS]

@@ -212,11 +212,9 @@ def test_two_threads_may_stop_it_at_once(shape, serve):
 
 
 @pytest.mark.parametrize("verb", ["stop", "drain"])
-def test_a_handler_may_end_its_server(framed, serve, verb):
-    returned = []
-
+def test_a_handler_may_end_its_server(framed, serve, verb, notes):
     def answer(message, connection):
-        returned.append(getattr(connection.server, verb)())
+        notes.append(getattr(connection.server, verb)())
         return b"as you wish"
 
     server = serve(framed, answer)
@@ -225,7 +223,7 @@ def test_a_handler_may_end_its_server(framed, serve, verb):
         server.wait_stopped()
         if verb == "drain":
             assert client.recv_until_closed() == b"as you wish\n"
-    assert returned == [None]
+    assert notes.values == [None]
 
 
 def test_a_handler_may_pause_its_server_and_another_thread_resumes_it(together, serve):
@@ -240,7 +238,7 @@ def test_a_handler_may_pause_its_server_and_another_thread_resumes_it(together, 
         with Client(server.url) as waiting:
             waiting.send(b"hello\n")
             assert client.request(b"still served") == b"paused"
-            assert len(server.events.of(ConnectionOpened)) == 1
+            assert len(server.events.wait_for_count(ConnectionOpened, 1)) == 1
             server.resume()
             assert waiting.recv_line() == b"paused\n"
 
@@ -302,7 +300,7 @@ def test_a_full_server_pauses_and_serves_the_next_one_after(framed, serve):
         with Client(server.url) as waiting:
             waiting.send(b"second\n")
             assert second_or_first.request(b"still alone") == b"still alone"
-            assert len(server.events.of(ConnectionOpened)) == 1
+            assert len(server.events.wait_for_count(ConnectionOpened, 1)) == 1
             second_or_first.close()
             assert waiting.recv_line() == b"second\n"
     assert server.events.of(LimitNear)[0].limit == "max_connections"

@@ -52,7 +52,7 @@ def test_curl_talks_to_a_handler_that_speaks_a_little_http(longshore_server, nee
             pass
         connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello")
 
-    for strategy in ("threads", "green", "inline"):
+    for strategy in ("threads", "green", "inline", "processes"):
         server = longshore_server(hello, strategy=strategy)
         assert run([curl, "-s", server.url.replace("tcp:", "http:")]) == b"hello"
 

@@ -141,12 +141,6 @@ def test_a_server_that_cannot_work_is_refused_before_anything_is_started(argumen
     assert refused.value.hint
 
 
-def test_the_processes_strategy_is_refused_until_it_exists():
-    server = Server(function, "tcp://127.0.0.1:0", strategy="processes")
-    with pytest.raises(ConfigError, match="not part of this release"):
-        server.start()
-
-
 def test_a_message_handler_may_name_its_framing():
     class Named(Session):
         framing = Lines()

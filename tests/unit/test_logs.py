@@ -55,6 +55,8 @@ ALL = (
     events.SlowReceiver(id=7, peer="10.0.0.1:99", pending=9, action="drop"),
     events.LimitNear(limit="max_connections", value=8, maximum=10),
     events.LimitsAdjusted(limit="max_connections", wanted=9, actual=5, reason="RLIMIT_NOFILE"),
+    events.SpawnerDied(pid=7, replaced=False),
+    events.ThreadsAtFork(threads=("Thread-1", "pool")),
 )
 
 

@@ -55,6 +55,9 @@ def serve(arguments: ServeArguments) -> int:
         tls=config.tls,
     )
     server.subscribe(_Printer(config))
+    if server.strategy_name == "processes":
+        # Its children are forked from the memory of this moment, and live longer than a start.
+        gc.enable()
     if handover:
         server.subscribe(handover.tell)
     serve_until_signalled(server, interrupt=not handover)

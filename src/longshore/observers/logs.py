@@ -131,6 +131,13 @@ def _slow(event: Any) -> str:
     return f"{event.peer} #{event.id} is slow, {event.pending} bytes pending: {action}"
 
 
+def _spawner_died(event: Any) -> str:
+    outcome = (
+        "another one forks from now on" if event.replaced else "no other is left, so new connections are turned away"
+    )
+    return f"the spawner (process {event.pid}) has died: {outcome}"
+
+
 _WORDS: dict[type[Event], Callable[[Any], str]] = {
     events.ServerStarted: _started,
     events.ServerPaused: lambda event: "paused: nothing is accepted",
@@ -147,6 +154,10 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
     ),
     events.DatagramDropped: _dropped,
     events.SlowReceiver: _slow,
+    events.SpawnerDied: _spawner_died,
+    events.ThreadsAtFork: lambda event: (
+        f"the spawner was forked while other threads ran ({', '.join(event.threads)}): start the server before them"
+    ),
     events.LimitNear: lambda event: f"{event.limit} is near: {event.value} of {event.maximum}",
     events.LimitsAdjusted: lambda event: f"{event.limit} is {event.actual}, not {event.wanted}: {event.reason}",
 }

@@ -250,6 +250,13 @@ class PortableReactor:
 
     # -- sources ---------------------------------------------------------------------------------------
 
+    @property
+    def descriptors(self) -> set[int]:
+        """Its own, and all that it watches; none once it is closed."""
+        if self._closed:
+            return set()
+        return {self.fileno(), self._wake_writer.fileno(), *(key.fd for key in self._selector.get_map().values())}
+
     def watch(self, sock: socket.socket | int, events: int, callback: Callable[[int], object]) -> None:
         """Call `callback(events)` while a socket or descriptor is ready for `events` (of `selectors`); 0 ends that."""
         known = self._selector.get_map().get(sock)

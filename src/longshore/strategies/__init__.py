@@ -11,6 +11,7 @@ is still at work.
 
 from __future__ import annotations
 
+import functools
 from socket import AF_INET6
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,15 +21,16 @@ from longshore.handlers import NAMES
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from longshore.config import Limits, Timeouts
     from longshore.events import Event
     from longshore.framing import Framing
     from longshore.handlers import Handler
     from longshore.reactor.portable import PortableReactor
+    from longshore.strategies.lineage import Lineage
 
-__all__ = ("Host", "Session", "Strategy", "cause_of", "client_address_of", "create")
+__all__ = ("Host", "Session", "Strategy", "cause_of", "client_address_of", "create", "prepare")
 
 
 class Host(Protocol):
@@ -59,6 +61,9 @@ class Host(Protocol):
 
     def handler_freed(self) -> None:
         """A place of the strategy's own bound is free."""
+
+    def take_place(self) -> bool:
+        """Take a place of the strategy's own bound for something that is no connection; False if there is none."""
 
     def handshake_over(self) -> None:
         """A TLS handshake is through."""
@@ -209,11 +214,28 @@ class Strategy(Protocol):
         """Give back threads and loops; the names of what cannot be ended."""
 
 
-def create(name: str, host: Host) -> Strategy:
-    """The strategy called `name`.
+def prepare(name: str, host: Host, tls: Any, holders: Iterable[Any]) -> Lineage | None:
+    """What the strategy called `name` needs from before there is any thread, reactor or listener.
+
+    `tls` is an `ssl.SSLContext` or None; `holders` have `descriptors` that no process may keep which is forked here.
 
     Raises:
-        ConfigError: there is none of this name, or this release does not have it yet.
+        OSError: the system refuses it.
+    """
+    if name != "processes":
+        return None
+    from longshore.strategies import child
+    from longshore.strategies.lineage import Lineage
+
+    foreign = set[int]().union(*(holder.descriptors for holder in holders))
+    return Lineage(functools.partial(child.serve, host, tls), host.emit, foreign)
+
+
+def create(name: str, host: Host, prepared: Lineage | None = None) -> Strategy:
+    """The strategy called `name`; `prepared` is what `prepare` gave.
+
+    Raises:
+        ConfigError: there is none of this name.
     """
     if name == "reactor":
         from longshore.strategies.reactor import ReactorStrategy
@@ -235,10 +257,10 @@ def create(name: str, host: Host) -> Strategy:
         from longshore.strategies.inline import InlineStrategy
 
         return InlineStrategy(host)
-    if name == "processes":
-        raise ConfigError(
-            'strategy="processes" is not part of this release', hint='Use strategy="threads" for blocking handlers.'
-        )
+    if name == "processes" and prepared is not None:
+        from longshore.strategies.processes import ProcessesStrategy
+
+        return ProcessesStrategy(host, prepared)
     raise ConfigError(f"strategy={name!r}: there is no such strategy", hint=f"There are {', '.join(NAMES)}.")
 
 

@@ -69,9 +69,8 @@ class BlockingSession(Session):
     ) -> None:
         super().__init__(host, peer, local)
         self._submit = submit
-        reactor = host.reactor
         self.client_address: Any = client_address_of(sock, peer)
-        self.guard = Guard(peer, Watch(host.timeouts, reactor.now()), reactor.now)
+        self.guard = self.make_guard()
         self.guard.on_deadline = self._deadline_nearer
         self.guard.on_release = self._released_by_handler
         self._tls = tls is not None
@@ -81,13 +80,24 @@ class BlockingSession(Session):
         self._watched: socket.socket | None = None
         self._released = False
         request = guarded(sock, self.guard, tls)
-        kind = PacketLink if are_packets(request) else SocketLink
-        self.link = kind(request, peer, host.framing, max_pending=host.limits.max_pending_bytes)
+        self.link = self.make_link(request)
         self.link.finish_later = self._finish_later
-        self.connection = Connection(self.link, peer=peer, local=local, server=host.facade)
+        self.connection = self.connection_class(self.link, peer=peer, local=local, server=host.facade)
 
     #: Exceptions with which a handler may end that are no failure of it.
     quiet: tuple[type[BaseException], ...] = (SystemExit,)
+    #: What the handler sees.
+    connection_class = Connection
+
+    def make_link(self, request: Any) -> SocketLink:
+        """What that stands on."""
+        kind = PacketLink if are_packets(request) else SocketLink
+        return kind(request, self.peer, self.host.framing, max_pending=self.host.limits.max_pending_bytes)
+
+    def make_guard(self) -> Guard:
+        """What the two threads will know together."""
+        now = self.host.reactor.now
+        return Guard(self.peer, Watch(self.host.timeouts, now()), now)
 
     @property
     def label(self) -> str:
@@ -213,9 +223,11 @@ class BlockingSession(Session):
 
     def _watch_output(self) -> None:
         sock = self.link.socket
-        if not self._released and sock.fileno() >= 0:
-            self._watched = sock
-            self.host.reactor.watch(sock, selectors.EVENT_WRITE, self._output_ready)
+        # Under the lock, as the handler may be giving the descriptor away right now.
+        with self.guard.lock:
+            if not self._released and sock.fileno() >= 0:
+                self._watched = sock
+                self.host.reactor.watch(sock, selectors.EVENT_WRITE, self._output_ready)
 
     def _output_ready(self, _events: int) -> None:
         try:

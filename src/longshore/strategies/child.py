@@ -1,0 +1,531 @@
+"""What runs in a child: one handler, on one connection or one datagram, and then the end of the process.
+
+A child is forked by a spawner, so its memory is that of the server's start: handler, framing, TLS certificates and
+the value of the lifespan are there, the server itself is not.  What has changed since comes with the first message,
+and what the handler asks of its server goes to the serving process.  The handler has the main thread; a reactor on a
+second one keeps its deadlines, as under `inline`, and hears what the serving process says.
+
+Nothing here forks, and nothing here knows of other children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pickle
+import selectors
+import socket
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any, Protocol
+
+from longshore.connection import Connection
+from longshore.errors import ClosedError, ConfigError, LongshoreError, WouldBlock
+from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
+from longshore.packet_links import PacketLink
+from longshore.packets import are_packets
+from longshore.reactor.clock import Clock
+from longshore.reactor.portable import PortableReactor
+from longshore.socket_links import SocketLink
+from longshore.strategies.blocking import BlockingSession
+from longshore.strategies.slots import SharedGuard
+from longshore.strategies.threads import Refused
+from longshore.strategies.wire import Wire, pack_error, unpack_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from longshore.events import Event
+    from longshore.strategies import Host, Session
+    from longshore.strategies.slots import Slot, Slots
+
+__all__ = ("serve",)
+
+#: Seconds that a handler has to end when the serving process is gone.
+GRACE = 1.0
+
+
+def serve(host: Host, tls: Any, slots: Slots, sockets: list[socket.socket]) -> None:
+    """Do what a child is for: `sockets` are its end of the wire and, unless it has a datagram, its connection."""
+    wire = Wire(sockets[0])
+    wire.send("hello", os.getpid())
+    # The first message is there before the fork; what may have come with it is heard once the reactor turns.
+    heard = wire.receive(wait=True)
+    if heard is None:
+        return
+    (_, (welcome,)), *more = heard
+    child = _Child(host, wire, welcome, slots)
+    if len(sockets) == 1:
+        job: _Job = _DatagramJob(child, welcome)
+    else:
+        job = _ConnectionJob(child, sockets[1], welcome, tls)
+    child.run(job, more)
+
+
+class _Job(Protocol):
+    """What a child is for."""
+
+    def begin(self) -> None:
+        """Before the reactor turns."""
+
+    def run(self) -> None:
+        """On the main thread, while it turns."""
+
+    def heard(self, verb: str, *args: Any) -> None:
+        """The serving process has said something; on the reactor's thread."""
+
+    def cut(self) -> None:
+        """Let every wait of the handler raise."""
+
+
+class _Follower(Clock):
+    """The clock of a server whose time somebody turns by hand, as the serving process tells it."""
+
+    def __init__(self, now: float) -> None:
+        self.time = now
+
+    def now(self) -> float:
+        return self.time
+
+    def wait_for(self, deadline: float) -> float | None:
+        return 0.0 if deadline <= self.time else None
+
+
+class _Child:
+    """The host of the one session of this process."""
+
+    def __init__(self, host: Host, wire: Wire, welcome: dict[str, Any], slots: Slots) -> None:
+        self._host = host
+        self.wire = wire
+        self.handler = host.handler
+        self.framing = host.framing
+        self.limits = welcome["limits"]
+        self.timeouts = welcome["timeouts"]
+        self.draining = welcome["draining"]
+        self.addresses: tuple[str, ...] = welcome["addresses"]
+        self.slot: Slot = slots.at(welcome["slot"])
+        self._follower = None if welcome["now"] is None else _Follower(welcome["now"])
+        self.reactor = PortableReactor(self._follower)
+        self.facade = _forwarding(host.facade, self)
+        self._job: _Job
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, _Question] = {}
+
+    def run(self, job: _Job, heard: Iterable[tuple[str, tuple[Any, ...]]]) -> None:
+        """Do `job`."""
+        self._job = job
+        job.begin()
+        self.reactor.watch(self.wire.socket, selectors.EVENT_READ, self._listen)
+        for verb, args in heard:
+            self.reactor.post(self._hear, verb, *args)
+        helper = threading.Thread(target=self._turn, name="longshore-reactor", daemon=True)
+        helper.start()
+        job.run()
+        helper.join()
+        self.reactor.close()
+
+    def _turn(self) -> None:
+        try:
+            self.reactor.run()
+        except BaseException:
+            # A bug of ours.  Without deadlines and ears this process could live for ever, so it ends, and is reported.
+            traceback.print_exc()
+            os._exit(1)
+
+    # -- the serving process -----------------------------------------------------------------------------
+
+    def _listen(self, _events: int) -> None:
+        heard = self.wire.receive()
+        if heard is None:
+            self._alone()
+            return
+        for verb, args in heard:
+            self._hear(verb, *args)
+
+    def _hear(self, verb: str, *args: Any) -> None:
+        if verb == "answer":
+            number, value, error = args
+            self._asked.pop(number).answer(value, error)
+        elif verb == "time":
+            assert self._follower is not None
+            (self._follower.time,) = args
+        elif verb == "cut":
+            self._job.cut()
+        else:
+            self._job.heard(verb, *args)
+
+    def _alone(self) -> None:
+        """The serving process is gone: nobody would ever end this one."""
+        self.reactor.watch(self.wire.socket, 0, self._listen)
+        for question in self._asked.values():
+            question.answer(None, pack_error(ClosedError("the server is gone")))
+        # Real time, whatever clock the server goes by.
+        timer = threading.Timer(GRACE, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+        self._job.cut()
+
+    def tell(self, name: str, *args: Any, **named: Any) -> None:
+        """Have the serving process call a verb of its server."""
+        self.wire.send("tell", name, args, named)
+
+    def ask(self, name: str, *args: Any) -> Any:
+        """Have the serving process call something of its server, and wait for what it returns."""
+        if self.reactor.on_thread:
+            raise WouldBlock(f"server.{name} waits for the serving process, which must not be done here")
+        number = next(self._numbers)
+        question = self._asked[number] = _Question()
+        self.wire.send("ask", number, name, args, {})
+        return question.wait()
+
+    # -- for the session ---------------------------------------------------------------------------------
+
+    def emit(self, event: Event) -> None:
+        """Tell the serving process, where the subscribers are."""
+        if isinstance(event, ConnectionOpened):
+            self.wire.send("opened", event.tls)
+        elif isinstance(event, HandlerFailed):
+            self.wire.send("failed", pack_error(event.error))
+        elif isinstance(event, ConnectionClosed):
+            figures = event.received, event.sent, event.unsent, event.messages
+            self.wire.send("closed", event.cause, pack_error(event.error), *figures)
+
+    def session_ended(self, session: Session) -> None:
+        """All is said."""
+        self.reactor.stop()
+
+    def handler_freed(self) -> None:
+        """The place is free when this process is gone."""
+
+    def handshake_over(self) -> None:
+        """The serving process counts."""
+
+    def take_place(self) -> bool:
+        """No other connection comes here."""
+        return False
+
+    def calling(self) -> Any:
+        """Verbs never wait here."""
+        return contextlib.nullcontext()
+
+    def context(self) -> Any:
+        """A copy of the context that the server was made in."""
+        return self._host.context()
+
+
+class _Question:
+    """Something asked of the serving process."""
+
+    def __init__(self) -> None:
+        self._answered = threading.Event()
+        self._value: Any = None
+        self._error: Any = None
+
+    def answer(self, value: Any, error: Any) -> None:
+        self._value, self._error = value, error
+        self._answered.set()
+
+    def wait(self) -> Any:
+        self._answered.wait()
+        error = unpack_error(self._error)
+        if error is not None:
+            raise error
+        return self._value
+
+
+# -- a connection ---------------------------------------------------------------------------------------------
+
+
+class _ChildConnection(Connection):
+    """A connection whose framing the serving process gets to know, as it encodes what it sends to many."""
+
+    child: _Child
+
+    @property
+    def framing(self) -> Any:
+        """What cuts and encodes messages."""
+        return self._link.input.framing
+
+    @framing.setter
+    def framing(self, framing: Any) -> None:
+        self._link.input.framing = framing
+        try:
+            # Asked, not told: whoever has seen the new framing gets nothing in the old one any more.
+            self.child.ask("framing", framing, True)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            # Of a class that only exists here: broadcasts leave this connection out.
+            self.child.ask("framing", None, False)
+
+
+class _Told(SocketLink):
+    """A link that tells how much of what the serving process gave it is still pending."""
+
+    wire: Wire
+    slot: Slot
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        #: Bytes that the serving process gave.
+        self._given = 0
+        #: Held while the slot is brought up to date: both threads of this process do that.
+        self._counting = threading.Lock()
+
+    def give(self, data: bytes) -> None:
+        """Send `data` for the serving process, without waiting."""
+        self._given += len(data)
+        self.try_write(data)
+        self.count()
+
+    def count(self, *, tell: bool = True) -> None:
+        """Bring the slot up to date, and wake whoever waits for that."""
+        with self._counting:
+            before, self.slot.done = self.slot.done, self._given - self.pending
+            tell = tell and self.slot.done > before
+        if tell:
+            self.wire.send("progress")
+
+    def _send_now(self, data: bytes) -> int:
+        # Before: a peer that has got this must not be thought to lack what went before it.
+        self.count(tell=False)
+        return super()._send_now(data)
+
+    def _write(self, data: bytes | None, timeout: float | None) -> None:
+        # What the serving process gave goes along.
+        super()._write(data, timeout)
+        if self._given:
+            self.count()
+
+
+class _ToldPackets(_Told, PacketLink):
+    """The same where each write is a packet."""
+
+
+class _ChildSession(BlockingSession):
+    """A blocking session that the serving process can look at."""
+
+    host: Any
+    connection_class = _ChildConnection
+    link: _Told
+
+    def make_link(self, request: Any) -> _Told:
+        kind = _ToldPackets if are_packets(request) else _Told
+        return kind(request, self.peer, self.host.framing, max_pending=self.host.limits.max_pending_bytes)
+
+    def make_guard(self) -> SharedGuard:
+        return SharedGuard(self.host.slot, self.peer, self.host.timeouts, self.host.reactor.now)
+
+    def _output_ready(self, events: int) -> None:
+        super()._output_ready(events)
+        self.link.count()
+
+
+class _ConnectionJob:
+    """The handler of one connection."""
+
+    def __init__(self, child: _Child, sock: socket.socket, welcome: dict[str, Any], tls: Any) -> None:
+        self._run: Callable[[], object] | None = None
+        peer, local = welcome["peer"], welcome["local"]
+        context = tls if welcome["tls"] else None
+        sock.setblocking(False)
+        try:
+            session: Session = _ChildSession(child, sock, peer, local, context, self._submit)
+        except OSError as error:
+            session = Refused(child, peer, local, error)
+        else:
+            session.connection.id = welcome["id"]
+            session.connection.child = child
+            session.link.wire, session.link.slot = child.wire, child.slot  # type: ignore[attr-defined]
+        self._child = child
+        self._session = session
+
+    def _submit(self, session: BlockingSession) -> None:
+        self._run = session.run
+
+    def begin(self) -> None:
+        """Begin the session; its handler waits for `run`."""
+        self._session.begin()
+
+    def run(self) -> None:
+        """Run the handler."""
+        if self._run is not None:
+            self._run()
+
+    def cut(self) -> None:
+        """Let every wait of the handler raise."""
+        self._session.cut()
+
+    def heard(self, verb: str, *args: Any) -> None:
+        """Do what the serving process wants of this connection."""
+        session = self._session
+        link = getattr(session, "link", None)
+        if verb == "drain":
+            self._child.draining = True
+            session.drain(*args)
+        elif verb == "evict":
+            session.evict()
+        elif link is None:
+            return
+        elif verb == "write":
+            link.give(*args)
+        elif verb == "shutdown":
+            session.connection.shutdown(*args)
+        elif verb in ("close", "abort"):
+            cause, error = args
+            getattr(link, verb)(cause, unpack_error(error))
+
+
+# -- a datagram -----------------------------------------------------------------------------------------------
+
+
+class _DatagramJob:
+    """The handler of one datagram."""
+
+    def __init__(self, child: _Child, welcome: dict[str, Any]) -> None:
+        self._child = child
+        self._welcome = welcome
+
+    def begin(self) -> None:
+        """There is nothing to prepare."""
+
+    def run(self) -> None:
+        """Run the handler."""
+        child, welcome = self._child, self._welcome
+        request = welcome["data"], _ReplySocket(child.wire, welcome["name"])
+        try:
+            child.context().run(child.handler.target, request, welcome["address"], child.facade)
+        except SystemExit:
+            pass
+        except BaseException as error:
+            child.wire.send("failed", pack_error(error))
+        finally:
+            child.reactor.stop()
+
+    def cut(self) -> None:
+        """A datagram has nothing to wait for."""
+
+    def heard(self, verb: str, *args: Any) -> None:
+        """Nothing is wanted of it."""
+
+
+class _ReplySocket:
+    """What a datagram handler of the standard library does with the server's socket, which the server keeps."""
+
+    def __init__(self, wire: Wire, name: Any) -> None:
+        self._wire = wire
+        self._name = name
+
+    def sendto(self, data: Any, *flags_and_address: Any) -> int:
+        """As `socket.socket.sendto`; the serving process sends it, from the address that was asked."""
+        data = bytes(data)
+        self._wire.send("reply", data, flags_and_address)
+        return len(data)
+
+    def getsockname(self) -> Any:
+        """As `socket.socket.getsockname`."""
+        return self._name
+
+
+# -- the server -------------------------------------------------------------------------------------------------
+
+
+def _forwarding(facade: Any, child: _Child) -> Any:
+    """This process's copy of the server, with verbs that go to the serving process.
+
+    The object itself changes its class, so that what users' subclasses add works on: their methods call verbs too.
+    """
+    kind = type(facade)
+    facade.__class__ = type(kind.__name__, (_Forwarding, kind), {"__module__": kind.__module__})
+    facade.__dict__["_child"] = child
+    return facade
+
+
+class _Forwarding:
+    """The verbs of a server, for its handlers in children."""
+
+    _child: _Child
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The bound URLs."""
+        return self._child.addresses
+
+    @property
+    def status(self) -> str:
+        """As `Server.status`."""
+        return self._child.ask("status")  # type: ignore[no-any-return]
+
+    @property
+    def connections(self) -> tuple[_Fellow, ...]:
+        """The connections that are open now, as far as this process can do something with them."""
+        return tuple(_Fellow(self, *each) for each in self._child.ask("connections"))
+
+    def statistics(self) -> Any:
+        """As `Server.statistics`."""
+        return self._child.ask("statistics")
+
+    def broadcast(self, message: Any, to: Iterable[Any] | None = None, slow: str = "drop") -> int:
+        """As `Server.broadcast`."""
+        numbers = None if to is None else [connection.id for connection in to]
+        return self._child.ask("broadcast", message, numbers, slow)  # type: ignore[no-any-return]
+
+    def stop(self) -> None:
+        """As `Server.stop`: on a handler's thread it requests and returns."""
+        self._child.tell("stop")
+
+    def drain(self, timeout: float | None = None) -> None:
+        """As `Server.drain`, likewise."""
+        self._child.tell("drain", timeout)
+
+    def pause(self) -> None:
+        """As `Server.pause`."""
+        self._child.tell("pause")
+
+    def resume(self) -> None:
+        """As `Server.resume`."""
+        self._child.tell("resume")
+
+    def reconfigure(self, **options: Any) -> None:
+        """As `Server.reconfigure`."""
+        self._child.tell("reconfigure", **options)
+
+    def wait_stopped(self) -> None:
+        """As `Server.wait_stopped`: inside of a handler it returns at once."""
+
+    def start(self) -> Any:
+        """As `Server.start`: it has started."""
+        return self
+
+    serve_forever = wait_stopped
+
+    def subscribe(self, observer: Any) -> Any:
+        """Events happen in the serving process."""
+        raise _elsewhere("subscribe()")
+
+    def every(self, seconds: float, function: Any) -> Any:
+        """So does what is repeated."""
+        raise _elsewhere("every()")
+
+
+def _elsewhere(what: str) -> LongshoreError:
+    return ConfigError(
+        f"{what} was called in a child process, which ends with its connection",
+        hint="Call it before the server starts.",
+    )
+
+
+class _Fellow:
+    """Another connection of the server, which this process can send to."""
+
+    def __init__(self, server: Any, id: int, peer: str, local: str) -> None:
+        self.server = server
+        self.id = id
+        self.peer = peer
+        self.local = local
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.id} {self.local} with {self.peer}>"
+
+    def send(self, message: Any) -> None:
+        """Send one message, unless the peer does not keep up."""
+        self.server.broadcast(message, to=[self])
