@@ -16,7 +16,53 @@ from longshore.framing import NEED_MORE
 if TYPE_CHECKING:
     from longshore.framing import Decoder, Framing
 
-__all__ = ("InputBuffer", "PacketBuffer")
+__all__ = (
+    "InputBuffer",
+    "PacketBuffer",
+    "cut_short",
+    "named",
+    "no_framing",
+    "no_separator",
+    "peer_closed",
+    "too_long",
+)
+
+
+def peer_closed(peer: str) -> PeerClosed:
+    """The stream ended where more was asked for."""
+    return PeerClosed(f"{peer} has closed the connection")
+
+
+def cut_short(peer: str, size: int, wanted: str) -> IncompleteMessage:
+    """The stream ended after `size` bytes of what was `wanted`."""
+    return IncompleteMessage(f"{peer} closed the connection after {size} bytes, where {wanted}")
+
+
+def too_long(peer: str, size: int, separator: bytes, limit: int) -> MessageTooLarge:
+    """There are `size` bytes without `separator`, and the limit is less."""
+    return MessageTooLarge(
+        f"{peer} sent {size} bytes without {separator!r}; the limit is {limit}",
+        hint="Pass a larger limit to the call, if the peer is right.",
+    )
+
+
+def no_framing() -> ConfigError:
+    """Messages were asked for, and nothing says what one is."""
+    return ConfigError(
+        "messages need a framing and this connection has none",
+        hint="Pass framing=Lines() (or another) to the server or to connect().",
+    )
+
+
+def no_separator() -> ValueError:
+    """A separator was given that is none."""
+    return ValueError("read_until needs a separator of at least one byte")
+
+
+def named(peer: str, error: FramingError) -> FramingError:
+    """The same error, with the peer's name in front."""
+    text = str(error)
+    return error if peer in text else type(error)(f"{peer}: {text}", hint=error.hint)
 
 
 class InputBuffer:
@@ -140,7 +186,7 @@ class InputBuffer:
             IncompleteMessage: the stream ended before the separator.
         """
         if not separator:
-            raise ValueError("read_until needs a separator of at least one byte")
+            raise no_separator()
         self._unfeed()
         end = self._find(separator, limit)
         if end >= 0:
@@ -159,10 +205,7 @@ class InputBuffer:
         decoder = self._decoder
         if decoder is None:
             if self._framing is None:
-                raise ConfigError(
-                    "messages need a framing and this connection has none",
-                    hint="Pass framing=Lines() (or another) to the server or to connect().",
-                )
+                raise no_framing()
             decoder = self._decoder = self._framing.decoder()
         try:
             message = decoder.next_message() if self._fed else NEED_MORE
@@ -173,21 +216,17 @@ class InputBuffer:
                 message = decoder.next_message()
             if message is NEED_MORE and self.ended:
                 decoder.end()
-                raise PeerClosed(f"{self.peer} has closed the connection")
+                raise peer_closed(self.peer)
         except FramingError as error:
-            raise self._named(error) from None
+            raise named(self.peer, error) from None
         return message
-
-    def _named(self, error: FramingError) -> FramingError:
-        text = str(error)
-        return error if self.peer in text else type(error)(f"{self.peer}: {text}", hint=error.hint)
 
     def _short(self, wanted: str) -> Any:
         if not self.ended:
             return NEED_MORE
         if not self._raw:
-            raise PeerClosed(f"{self.peer} has closed the connection")
-        raise IncompleteMessage(f"{self.peer} closed the connection after {len(self._raw)} bytes, where {wanted}")
+            raise peer_closed(self.peer)
+        raise cut_short(self.peer, len(self._raw), wanted)
 
     def _find(self, separator: bytes, limit: int) -> int:
         """The offset behind `separator`, or -1; what was searched before is not searched again."""
@@ -197,10 +236,7 @@ class InputBuffer:
             return at + len(separator)
         self._scanned = min(len(self._raw), limit)
         if len(self._raw) >= limit:
-            raise MessageTooLarge(
-                f"{self.peer} sent {len(self._raw)} bytes without {separator!r}; the limit is {limit}",
-                hint="Pass a larger limit to the call, if the peer is right.",
-            )
+            raise too_long(self.peer, len(self._raw), separator, limit)
         return -1
 
     def _cut(self, count: int) -> bytes:
@@ -268,5 +304,5 @@ class PacketBuffer(InputBuffer):
         if self._packets:
             return self._packets.popleft()
         if self.ended:
-            raise PeerClosed(f"{self.peer} has closed the connection")
+            raise peer_closed(self.peer)
         return NEED_MORE

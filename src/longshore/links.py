@@ -35,6 +35,10 @@ class Link(Protocol):
     input: InputBuffer
 
     @property
+    def handled(self) -> int:
+        """Messages that went to a handler without the connection's help."""
+
+    @property
     def pending(self) -> int:
         """Bytes written that the kernel has not taken."""
 
@@ -138,6 +142,7 @@ class StreamLink:
             )
         sleeper = threading.Event()
         self._sleepers.append(sleeper)
+        self.stream.telling = True
         try:
             # What happened between the caller's look and this line has found no sleeper: look again in time.
             self.stream.reactor.post(sleeper.set)
@@ -173,6 +178,11 @@ class StreamLink:
         return self.stream.input
 
     @property
+    def handled(self) -> int:
+        """Messages that the stream itself has handed to a handler."""
+        return self.stream.messages
+
+    @property
     def pending(self) -> int:
         """Bytes written that the kernel has not taken."""
         return self.stream.pending + self._posted
@@ -197,6 +207,8 @@ class StreamLink:
             LongshoreError, OSError: the connection has ended.
         """
         stream = self.stream
+        if not self._posted and stream.offer(data):
+            return
         limit = stream.limits.max_pending_bytes
         if self.pending > limit:
             self._wait_room(timeout, limit)
@@ -333,6 +345,8 @@ class SocketLink:
         self._late: deque[bytes] = deque()
         self._closed: BaseException | None = None
         self.input = InputBuffer(peer, framing)
+        #: Every message goes through the connection.
+        self.handled = 0
         self.cause: tuple[str, BaseException | None] | None = None
         #: Who is asked to send the rest of an output that nobody may wait for; None: nobody.
         self.finish_later: Callable[[SocketLink], object] | None = None

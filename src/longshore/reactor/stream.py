@@ -15,6 +15,8 @@ Facts, and what follows from them:
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import selectors
 import socket
@@ -26,16 +28,20 @@ from longshore.buffers import InputBuffer, PacketBuffer
 from longshore.errors import ClosedError, LongshoreError
 from longshore.lifecycle import CONNECTION, Machine
 from longshore.limits import Watch, overdue
+from longshore.reactor.dispatch import Dispatch
 from longshore.tls import Session, TLSError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from longshore.config import Limits, Timeouts
     from longshore.framing import Framing
     from longshore.reactor import Sink
     from longshore.reactor.clock import Timer
+    from longshore.reactor.dispatch import Receiver
     from longshore.reactor.portable import PortableReactor
 
-__all__ = ("Stream",)
+__all__ = ("Stream", "closed", "shut")
 
 #: Bytes asked of the kernel at once, and read ahead of whoever consumes them.
 CHUNK = 65_536
@@ -43,6 +49,16 @@ CHUNK = 65_536
 COALESCE = 65_536
 #: Bytes that are read and dropped for a peer that goes on sending after we closed.
 LINGER_BYTES = 1 << 20
+
+
+def closed(peer: str) -> ClosedError:
+    """The error for whoever uses a stream that was closed on our side."""
+    return ClosedError(f"the connection to {peer} is closed")
+
+
+def shut(peer: str) -> ClosedError:
+    """The error for whoever writes after the end of our side."""
+    return ClosedError(f"output to {peer} was shut down")
 
 
 class Stream:
@@ -76,6 +92,16 @@ class Stream:
         self.owing = False
         #: Whether writes may wait for the end of the callback that makes them.
         self.coalescing = False
+        #: Whether the sink wants to be told of everything; a portable stream always tells.
+        self.telling = False
+        #: Messages that `dispatch` has handed out.
+        self.messages = 0
+        #: Why it ended, as `ConnectionClosed` has it.
+        self.cause = "finished"
+        self._dispatch: Dispatch | None = None
+        self._waiters: list[Callable[[], object]] = []
+        self._expecting = False
+        self._corked = False
         self._machine = Machine(CONNECTION)
         self._plain = bytearray()
         self._wire = bytearray()
@@ -88,7 +114,6 @@ class Stream:
         #: Whether TLS has been told that we send no more.
         self._farewell = False
         self._dropped = 0
-        self._cause = "finished"
         self._timer: Timer | None = None
         self._armed = math.inf
 
@@ -100,7 +125,7 @@ class Stream:
             self._begin_handshake()
         else:
             self._machine.to("open")
-            self.sink.opened()
+            self._tell_opened()
         self._update()
 
     def start_tls(self, session: Session) -> None:
@@ -119,6 +144,17 @@ class Stream:
             self._handshake()
         self._update()
 
+    def continue_as(self, other: Any, *, unread: bytes, unsent: bytes, ended: bool) -> None:
+        """Take the place of another stream on the same socket, open and with all that it knew."""
+        self._machine.to("open")
+        self.received, self.sent, self.messages = other.received, other.sent, other.messages
+        self.owing, self.coalescing, self.telling = other.owing, other.coalescing, other.telling
+        self.watch.first = not self.received
+        self.input.feed(unread)
+        self.input.ended = ended
+        self._wire += unsent
+        self._update()
+
     @property
     def state(self) -> str:
         """One of `lifecycle.CONNECTION`."""
@@ -129,9 +165,74 @@ class Stream:
         """Bytes written that the kernel has not taken."""
         return len(self._plain) + len(self._wire)
 
+    @property
+    def spent(self) -> bool:
+        """Whether it ends, or has ended, and nothing is left to take."""
+        return self.state in ("closing", "closed") and not self.input.size
+
     def failure(self) -> BaseException:
         """The error for whoever uses a stream that has ended."""
-        return self.error or ClosedError(f"the connection to {self.peer} is closed")
+        return self.error or closed(self.peer)
+
+    # -- messages --------------------------------------------------------------------------------------
+
+    def dispatch(self, call: Callable[..., Any], subject: Any, receiver: Receiver, *, batches: bool = False) -> None:
+        """Hand the messages of this stream to a handler from now on; see `Dispatch`."""
+        self._dispatch = Dispatch(self, call, subject, receiver, batches=batches)
+        self._dispatch.go_on()
+
+    def go_on(self) -> None:
+        """Go on with the messages, because something changed."""
+        if self._dispatch is not None:
+            self._dispatch.go_on()
+
+    # -- telling ---------------------------------------------------------------------------------------
+
+    def park(self, waiter: Callable[[], object]) -> None:
+        """Call `waiter` once, in a callback of its own, when next there is something to tell the sink."""
+        self._waiters.append(waiter)
+
+    def expect(self, waiter: Callable[[], object]) -> bool:
+        """Want input, and call `waiter` once as `park` does; False, and nothing done, where that takes more."""
+        if self.state != "open" or self._waiters or not self.reactor.on_thread:
+            return False
+        self._expecting = True
+        self.want_input(True)
+        self.park(waiter)
+        return True
+
+    def _expected(self) -> None:
+        if self._expecting:
+            self._expecting = False
+            self.want_input(False)
+
+    def unpark(self, waiter: Callable[[], object]) -> None:
+        """Call `waiter` no more."""
+        self._expected()
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+
+    def wake(self) -> None:
+        """Call whoever is parked, each in a callback of its own."""
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            self._expected()
+            for waiter in waiters:
+                # Each in a callback of its own: the caller must be through before anybody else goes on.
+                self.reactor.again(functools.partial(self._resume, waiter))
+
+    def _resume(self, waiter: Callable[[], object]) -> None:
+        self.reactor.current = self
+        waiter()
+
+    def _tell_opened(self) -> None:
+        self.wake()
+        self.sink.opened()
+
+    def _tell_arrived(self) -> None:
+        self.wake()
+        self.sink.arrived()
+        self.go_on()
 
     # -- input -----------------------------------------------------------------------------------------
 
@@ -209,7 +310,7 @@ class Stream:
         if ended:
             self.input.end()
         self._update()
-        self.sink.arrived()
+        self._tell_arrived()
 
     def _drop(self, data: bytes) -> None:
         self._dropped += len(data)
@@ -226,19 +327,40 @@ class Stream:
             LongshoreError, OSError: what ended the stream before.
         """
         if self.state != "open" or self._write_ended:
-            raise self.failure() if self.state != "open" else ClosedError(f"output to {self.peer} was shut down")
+            raise self.failure() if self.state != "open" else shut(self.peer)
         if not data:
             return
         self.owing = False
         (self._wire if self.tls is None else self._plain).extend(data)
         if self._packets is not None:
             self._packets.append(len(data))
+        if self._corked:
+            return
         if self.coalescing and self.pending < COALESCE and self.input.unread:
             if not self._deferred:
                 self._deferred = True
                 self.reactor.put_off(self)
             return
         self.flush()
+
+    def offer(self, data: bytes) -> bool:
+        """Write, if that needs no waiting and nobody else's thread; False, and nothing done, where it takes more."""
+        fits = self.pending + len(data) <= self.limits.max_pending_bytes
+        if self.state != "open" or self._write_ended or not fits or not self.reactor.on_thread:
+            return False
+        self.write(data)
+        return True
+
+    @contextlib.contextmanager
+    def corked(self) -> Iterator[None]:
+        """Send all that is written inside as one piece."""
+        self._corked = True
+        try:
+            yield
+        finally:
+            self._corked = False
+            if self.state == "open":
+                self.flush()
 
     def flush(self) -> None:
         """Send what the kernel takes now."""
@@ -291,7 +413,9 @@ class Stream:
             if before > self.limits.max_pending_bytes // 2 >= self.pending or (before and not self.pending):
                 self._update()
                 self._output_sent()
+                self.wake()
                 self.sink.drained()
+                self.go_on()
                 return
         self._update()
         self._output_sent()
@@ -340,7 +464,7 @@ class Stream:
         """
         if self.state in ("closing", "closed"):
             return
-        self._cause = cause
+        self.cause = cause
         self.error = self.error or error
         if self.state == "opening":
             self._finish()
@@ -371,7 +495,7 @@ class Stream:
         if self.state == "closed":
             return
         if self.state != "closing":
-            self._cause = cause
+            self.cause = cause
             self.error = self.error or error
         self._finish()
 
@@ -383,12 +507,13 @@ class Stream:
             LongshoreError: TLS is spoken, whose state cannot go with a socket.
         """
         if self.state != "open":
-            raise ClosedError(f"the connection to {self.peer} is closed")
+            raise closed(self.peer)
         if self.tls is not None:
             raise LongshoreError("a TLS connection cannot be detached: its keys stay with this object")
         self.flush()
         unread = self.input.take_all()
         self._release()
+        self.wake()
         self.sink.closed("finished", None)
         return self.socket, unread
 
@@ -405,7 +530,8 @@ class Stream:
         self._release()
         self.input.end()
         self.socket.close()
-        self.sink.closed(self._cause, self.error)
+        self.wake()
+        self.sink.closed(self.cause, self.error)
 
     # -- TLS handshake -----------------------------------------------------------------------------------
 
@@ -434,7 +560,7 @@ class Stream:
             self.watch.first = True
             self.watch.whole()
             self._machine.to("open")
-            self.sink.opened()
+            self._tell_opened()
 
     # -- the reactor's side --------------------------------------------------------------------------------
 
@@ -502,4 +628,4 @@ class Stream:
         else:
             # Whoever was silent for so long is not in the middle of sending, so there is nothing to linger for.
             self.close("timeout", error, linger=False)
-            self.sink.arrived()
+            self._tell_arrived()
