@@ -460,7 +460,7 @@ class _Reader(io.BufferedIOBase):
     def fileno(self) -> int:
         return self._connection.fileno()
 
-    def __iter__(self) -> Iterator[bytes]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[bytes]:
         """The lines up to the end: a generator, as that is the cheapest loop that may wait in Python code."""
         connection = self._connection
         link = connection._link

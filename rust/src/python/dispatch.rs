@@ -203,7 +203,7 @@ impl Stream {
                         }
                     }
                     if count == BATCH {
-                        Self::batch_ended(slf, now, false)?;
+                        Self::batch_ended(slf, now, count > 0, false)?;
                         return Ok(true);
                     }
                     Self::next(slf)
@@ -216,11 +216,11 @@ impl Stream {
                     Err(error) => callee.failed(error)?,
                 },
                 Next::Dry => {
-                    Self::batch_ended(slf, now, true)?;
+                    Self::batch_ended(slf, now, count > 0, true)?;
                     return Ok(false);
                 }
                 Next::Held => {
-                    Self::batch_ended(slf, now, false)?;
+                    Self::batch_ended(slf, now, count > 0, false)?;
                     return Ok(false);
                 }
                 Next::Over => return Ok(false),
@@ -264,14 +264,14 @@ impl Stream {
             match last {
                 Next::Ended { malformed } => me.input_failed(callee, malformed)?,
                 Next::Over => {}
-                other => Self::batch_ended(slf, now, matches!(other, Next::Dry))?,
+                other => Self::batch_ended(slf, now, false, matches!(other, Next::Dry))?,
             }
             return Ok(false);
         }
         if let Err(error) = Self::handle_batch(slf, callee, PyList::new(py, found)?, now) {
             callee.failed(error)?;
         }
-        Self::batch_ended(slf, now, false)?;
+        Self::batch_ended(slf, now, true, false)?;
         Ok(true)
     }
 
@@ -304,12 +304,14 @@ impl Stream {
 
     /// Nothing is handled for now: wait for more, or for the next turn.
     #[inline]
-    fn batch_ended(slf: &Bound<'_, Self>, began: f64, hungry: bool) -> PyResult<()> {
+    fn batch_ended(slf: &Bound<'_, Self>, began: f64, handled: bool, hungry: bool) -> PyResult<()> {
         let py = slf.py();
         let me = slf.get();
         let now = me.reactor().time(py)?;
         me.with(py, |core| {
-            core.engine.counters.took(now - began);
+            if handled {
+                core.engine.counters.took(now - began);
+            }
             core.engine.want_input(me.token, hungry, now);
         });
         Ok(())
