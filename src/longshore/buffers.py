@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from longshore.errors import ConfigError, FramingError, IncompleteMessage, MessageTooLarge, PeerClosed
+from longshore.errors import ClosedError, ConfigError, FramingError, IncompleteMessage, MessageTooLarge, PeerClosed
 from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
@@ -19,13 +19,25 @@ if TYPE_CHECKING:
 __all__ = (
     "InputBuffer",
     "PacketBuffer",
+    "closed",
     "cut_short",
     "named",
     "no_framing",
     "no_separator",
     "peer_closed",
+    "shut",
     "too_long",
 )
+
+
+def closed(peer: str) -> ClosedError:
+    """The error for whoever uses a stream that was closed on our side."""
+    return ClosedError(f"the connection to {peer} is closed")
+
+
+def shut(peer: str) -> ClosedError:
+    """The error for whoever writes after the end of our side."""
+    return ClosedError(f"output to {peer} was shut down")
 
 
 def peer_closed(peer: str) -> PeerClosed:

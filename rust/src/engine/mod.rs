@@ -13,6 +13,7 @@ mod framing;
 mod poller;
 mod slab;
 mod stream;
+mod streams;
 mod wheel;
 
 pub use buffer::{Input, Pool, Taken};
@@ -21,5 +22,6 @@ pub use deadlines::{Due, Timeouts, Watch};
 pub use framing::{Cut, Cutter, Framing, Kind, Prefix};
 pub use poller::{Poller, READ, WRITE};
 pub use slab::{Slab, Token};
-pub use stream::{CHUNK, Effects, Engine, Options, Read, State, Step, Stream};
+pub use stream::{CHUNK, Effects, Options, Read, State, Step, Stream};
+pub use streams::Engine;
 pub use wheel::Wheel;

@@ -7,7 +7,9 @@ mod cell;
 mod dispatch;
 mod input;
 mod reactor;
+mod reactor_methods;
 mod stream;
+mod stream_methods;
 mod timer;
 mod words;
 

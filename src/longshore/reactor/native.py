@@ -13,14 +13,14 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from longshore import _native
-from longshore.buffers import cut_short, named, no_framing, no_separator, peer_closed, too_long
+from longshore.buffers import closed, cut_short, named, no_framing, no_separator, peer_closed, shut, too_long
 from longshore.errors import FramingError, IncompleteMessage, InternalError
 from longshore.framing import NEED_MORE, Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
 from longshore.limits import overdue
 from longshore.reactor.acceptor import Acceptor
 from longshore.reactor.clock import Clock
 from longshore.reactor.datagrams import Datagrams
-from longshore.reactor.stream import Stream, closed, shut
+from longshore.reactor.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,6 @@ Facts, and what follows from them:
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import selectors
 import socket
@@ -24,11 +23,12 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from longshore.buffers import InputBuffer, PacketBuffer
-from longshore.errors import ClosedError, LongshoreError
+from longshore.buffers import InputBuffer, PacketBuffer, closed, shut
+from longshore.errors import LongshoreError
 from longshore.lifecycle import CONNECTION, Machine
 from longshore.limits import Watch, overdue
 from longshore.reactor.dispatch import Dispatch
+from longshore.reactor.waiters import Waiters
 from longshore.tls import Session, TLSError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from longshore.reactor.dispatch import Receiver
     from longshore.reactor.portable import PortableReactor
 
-__all__ = ("Stream", "closed", "shut")
+__all__ = ("Stream",)
 
 #: Bytes asked of the kernel at once, and read ahead of whoever consumes them.
 CHUNK = 65_536
@@ -49,16 +49,6 @@ CHUNK = 65_536
 COALESCE = 65_536
 #: Bytes that are read and dropped for a peer that goes on sending after we closed.
 LINGER_BYTES = 1 << 20
-
-
-def closed(peer: str) -> ClosedError:
-    """The error for whoever uses a stream that was closed on our side."""
-    return ClosedError(f"the connection to {peer} is closed")
-
-
-def shut(peer: str) -> ClosedError:
-    """The error for whoever writes after the end of our side."""
-    return ClosedError(f"output to {peer} was shut down")
 
 
 class Stream:
@@ -99,8 +89,7 @@ class Stream:
         #: Why it ended, as `ConnectionClosed` has it.
         self.cause = "finished"
         self._dispatch: Dispatch | None = None
-        self._waiters: list[Callable[[], object]] = []
-        self._expecting = False
+        self._waiters = Waiters(self)
         self._corked = False
         self._machine = Machine(CONNECTION)
         self._plain = bytearray()
@@ -189,41 +178,20 @@ class Stream:
     # -- telling ---------------------------------------------------------------------------------------
 
     def park(self, waiter: Callable[[], object]) -> None:
-        """Call `waiter` once, in a callback of its own, when next there is something to tell the sink."""
-        self._waiters.append(waiter)
-
-    def expect(self, waiter: Callable[[], object]) -> bool:
-        """Want input, and call `waiter` once as `park` does; False, and nothing done, where that takes more."""
-        if self.state != "open" or self._waiters or not self.reactor.on_thread:
-            return False
-        self._expecting = True
-        self.want_input(True)
-        self.park(waiter)
-        return True
-
-    def _expected(self) -> None:
-        if self._expecting:
-            self._expecting = False
-            self.want_input(False)
+        """As `Waiters.park`."""
+        self._waiters.park(waiter)
 
     def unpark(self, waiter: Callable[[], object]) -> None:
-        """Call `waiter` no more."""
-        self._expected()
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
+        """As `Waiters.unpark`."""
+        self._waiters.unpark(waiter)
+
+    def expect(self, waiter: Callable[[], object]) -> bool:
+        """As `Waiters.expect`."""
+        return self._waiters.expect(waiter)
 
     def wake(self) -> None:
-        """Call whoever is parked, each in a callback of its own."""
-        if self._waiters:
-            waiters, self._waiters = self._waiters, []
-            self._expected()
-            for waiter in waiters:
-                # Each in a callback of its own: the caller must be through before anybody else goes on.
-                self.reactor.again(functools.partial(self._resume, waiter))
-
-    def _resume(self, waiter: Callable[[], object]) -> None:
-        self.reactor.current = self
-        waiter()
+        """As `Waiters.wake`."""
+        self._waiters.wake()
 
     def _tell_opened(self) -> None:
         self.wake()
