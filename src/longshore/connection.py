@@ -46,8 +46,6 @@ class _Named:
         self.via: str | None = None
         #: The server that accepted it; None on a client.
         self.server: Any = server
-        #: Whatever the handler wants to keep with the connection.
-        self.state: dict[Any, Any] = {}
         #: Whether the server has asked its handlers to finish.
         self.draining: bool = False
         self._messages = 0
@@ -55,6 +53,16 @@ class _Named:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.local} with {self.peer}>"
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """Whatever the handler wants to keep with the connection; made when first asked for."""
+        state: dict[Any, Any] = self.__dict__.setdefault("_state", {})
+        return state
+
+    @state.setter
+    def state(self, state: dict[Any, Any]) -> None:
+        self.__dict__["_state"] = state
 
     @property
     def messages(self) -> int:

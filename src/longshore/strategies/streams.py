@@ -34,7 +34,6 @@ class StreamSession(Session):
         from longshore.tls import Session as TLSSession
 
         self.link = link
-        self.client_address: Any = client_address_of(sock, peer)
         stream = host.reactor.stream(
             sock,
             peer,
@@ -53,6 +52,11 @@ class StreamSession(Session):
     def stream(self) -> Stream:
         """The stream: another one once `start_tls` has taken it where the native reactor does not go."""
         return self.link.stream
+
+    @property
+    def client_address(self) -> Any:
+        """The peer's address as the socket gives it; not kept, as most handlers never ask."""
+        return client_address_of(self.stream.socket, self.peer)
 
     def begin(self) -> None:
         """Let the stream read: its handshake, if there is one, and then the handler."""
