@@ -14,6 +14,9 @@ BENCH_LOCK := requirements-bench.lock
 BENCH_STAMP := $(BENCH_VENV)/.ready
 BENCH := PYTHONPATH=src $(BENCH_VENV)/bin/python -m bench
 BENCH_CARGO := --manifest-path bench/native/Cargo.toml
+# The native reactor is rebuilt when its sources change; without cargo there is none, and setup.py says so.
+RUST := setup.py rust/Cargo.toml rust/Cargo.lock rust/build.rs $(shell find rust/src -name '*.rs')
+CARGO := $(shell command -v cargo)
 
 # The newest Python on the PATH that is new enough and can make environments; PYTHON=... overrides it.
 # Debian ships python3 without ensurepip until python3-venv is there, so that is asked for too.
@@ -34,7 +37,7 @@ setup: $(STAMP) ## Make .venv with the locked packages and Longshore itself (onc
 
 # All of its output goes to stderr, so that `make demo` leaves stdout to the answers.  Bytecode is written here, as
 # a machine that sets PYTHONDONTWRITEBYTECODE would compile all of Longshore again at every start.
-$(STAMP): $(LOCK) pyproject.toml
+$(STAMP): $(LOCK) pyproject.toml $(RUST)
 	@test -n '$(PYTHON)' || { \
 		echo 'No Python 3.11 or newer with venv and pip was found (looked for: $(CANDIDATES)).' >&2; \
 		echo 'Install one (Debian, Ubuntu: apt-get install python3-venv), or name it: make PYTHON=/path/to/python3' >&2; \
@@ -44,7 +47,10 @@ $(STAMP): $(LOCK) pyproject.toml
 		echo '$(PYTHON) is older than Python 3.11 or has no venv and pip.' >&2; exit 1; }
 	@test -x $(BIN)/python && $(BIN)/python -c '$(USABLE)' 2>/dev/null || '$(PYTHON)' -m venv --clear $(VENV) >&2
 	@$(BIN)/python -m pip install --quiet --no-cache-dir --require-hashes -r $(LOCK) >&2
+	@rm -f src/longshore/_native*.so
 	@$(BIN)/python -m pip install --quiet --no-cache-dir --no-deps --no-build-isolation --editable . >&2
+	@ls src/longshore/_native*.so >/dev/null 2>&1 || \
+		echo 'The native reactor was not built (it takes Linux and cargo); the portable one serves.' >&2
 	@$(BIN)/python -m compileall -q src
 	@touch $@
 
@@ -56,8 +62,25 @@ demo: $(STAMP) ## Serve examples/echo.py on tcp://127.0.0.1:5000 and talk to it 
 test: lint pytest ## Run every check and every test
 
 .PHONY: pytest
-pytest: $(STAMP)
+pytest: $(STAMP) cargo
 	$(BIN)/python -m pytest
+	LONGSHORE_REACTOR=portable $(BIN)/python -m pytest -q $(PORTABLE)
+
+# What differs between the reactors; the rest of the suite goes through the one that was built.
+PORTABLE := tests/contract/test_conversations.py tests/contract/test_bad_input.py tests/contract/test_lifecycle.py
+
+.PHONY: cargo
+cargo:
+	@if [ -n '$(CARGO)' ]; then cd rust && cargo test --locked --quiet; fi
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## Throw a million random inputs at the native framings, and compare with the portable ones
+	LONGSHORE_FUZZ=1000000 $(BIN)/python -m pytest -q --timeout=0 tests/unit/test_native_framing.py
+
+.PHONY: wheel
+wheel: $(STAMP) ## Build a wheel with the native reactor into dist/
+	LONGSHORE_NATIVE=require $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
 
 .PHONY: fast
 fast: $(STAMP) ## Run the tests that take less than a quarter of a second each
@@ -68,6 +91,11 @@ lint: $(STAMP) ## Check format, style, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy src
+	@if ls src/longshore/_native*.so >/dev/null 2>&1; then \
+		$(BIN)/python -m mypy.stubtest --concise longshore._native; fi
+	@if [ -n '$(CARGO)' ]; then cd rust && cargo fmt --check && \
+		cargo clippy --locked --quiet --all-targets -- -D warnings && \
+		cargo clippy --locked --quiet --features python --lib -- -D warnings; fi
 	$(BIN)/lint-imports --no-logo
 	@if cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 \
 		&& cargo fetch --quiet --locked $(BENCH_CARGO) >/dev/null 2>&1; then \
@@ -122,4 +150,4 @@ clean: ## Remove everything that make has made
 	rm -rf $(VENV) $(BENCH_VENV) bench/.build bench/native/target .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf .import_linter_cache .dropin_cache build dist docs/_build
 	find src tests examples docs bench -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf src/*.egg-info
+	rm -rf src/*.egg-info src/longshore/_native*.so rust/target

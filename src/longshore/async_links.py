@@ -116,6 +116,8 @@ class AsyncLink(StreamLink):
             LongshoreError, OSError: the connection has ended.
         """
         stream = self.stream
+        if not self._posted and stream.offer(data):
+            return _DONE
         limit = stream.limits.max_pending_bytes
         elsewhere = not stream.reactor.on_thread
         if self.pending > limit and (elsewhere or self._ignored is not None):
@@ -252,16 +254,19 @@ class Embedding:
             return
         if self._next is not None:
             self._next.cancel()
-        # An exception leaves for the loop to judge; what it kept from being done is done in another turn.
-        self._next = self._loop.call_soon(self._run)
-        seconds = self._reactor.run_ready()
+            self._next = None
+        try:
+            seconds = self._reactor.run_ready()
+        except BaseException:
+            # It leaves for the loop to judge; what it kept from being done is done in another turn.
+            if not self._closed:
+                self._next = self._loop.call_soon(self._run)
+            raise
         if self._closed:
             return
         if seconds is not None and seconds <= 0:
-            return
-        self._next.cancel()
-        self._next = None
-        if seconds is not None:
+            self._next = self._loop.call_soon(self._run)
+        elif seconds is not None:
             self._next = self._loop.call_later(seconds, self._run)
         elif self._reactor.stopped and self._on_stopped is not None:
             # Once only: a second loop.stop() would end the next run of the loop, which cleans up.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from longshore.errors import ConfigError, FramingError, IncompleteMessage, MessageTooLarge, PeerClosed
+from longshore.errors import ClosedError, ConfigError, FramingError, IncompleteMessage, MessageTooLarge, PeerClosed
 from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
@@ -18,7 +18,65 @@ if TYPE_CHECKING:
 
     from longshore.framing import Decoder, Framing
 
-__all__ = ("InputBuffer", "PacketBuffer")
+__all__ = (
+    "InputBuffer",
+    "PacketBuffer",
+    "closed",
+    "cut_short",
+    "named",
+    "no_framing",
+    "no_separator",
+    "peer_closed",
+    "shut",
+    "too_long",
+)
+
+
+def closed(peer: str) -> ClosedError:
+    """The error for whoever uses a stream that was closed on our side."""
+    return ClosedError(f"the connection to {peer} is closed")
+
+
+def shut(peer: str) -> ClosedError:
+    """The error for whoever writes after the end of our side."""
+    return ClosedError(f"output to {peer} was shut down")
+
+
+def peer_closed(peer: str) -> PeerClosed:
+    """The stream ended where more was asked for."""
+    return PeerClosed(f"{peer} has closed the connection")
+
+
+def cut_short(peer: str, size: int, wanted: str) -> IncompleteMessage:
+    """The stream ended after `size` bytes of what was `wanted`."""
+    return IncompleteMessage(f"{peer} closed the connection after {size} bytes, where {wanted}")
+
+
+def too_long(peer: str, size: int, separator: bytes, limit: int) -> MessageTooLarge:
+    """There are `size` bytes without `separator`, and the limit is less."""
+    return MessageTooLarge(
+        f"{peer} sent {size} bytes without {separator!r}; the limit is {limit}",
+        hint="Pass a larger limit to the call, if the peer is right.",
+    )
+
+
+def no_framing() -> ConfigError:
+    """Messages were asked for, and nothing says what one is."""
+    return ConfigError(
+        "messages need a framing and this connection has none",
+        hint="Pass framing=Lines() (or another) to the server or to connect().",
+    )
+
+
+def no_separator() -> ValueError:
+    """A separator was given that is none."""
+    return ValueError("read_until needs a separator of at least one byte")
+
+
+def named(peer: str, error: FramingError) -> FramingError:
+    """The same error, with the peer's name in front."""
+    text = str(error)
+    return error if peer in text else type(error)(f"{peer}: {text}", hint=error.hint)
 
 
 class InputBuffer:
@@ -145,7 +203,7 @@ class InputBuffer:
             IncompleteMessage: the stream ended before the separator.
         """
         if not separator:
-            raise ValueError("read_until needs a separator of at least one byte")
+            raise no_separator()
         self._unfeed()
         end = self._find(separator, limit)
         if end >= 0:
@@ -164,10 +222,7 @@ class InputBuffer:
         decoder = self._decoder
         if decoder is None:
             if self._framing is None:
-                raise ConfigError(
-                    "messages need a framing and this connection has none",
-                    hint="Pass framing=Lines() (or another) to the server or to connect().",
-                )
+                raise no_framing()
             decoder = self._decoder = self._framing.decoder()
         try:
             message = decoder.next_message() if self._fed else NEED_MORE
@@ -178,21 +233,17 @@ class InputBuffer:
                 message = decoder.next_message()
             if message is NEED_MORE and self.ended:
                 decoder.end()
-                raise PeerClosed(f"{self.peer} has closed the connection")
+                raise peer_closed(self.peer)
         except FramingError as error:
-            raise self._named(error) from None
+            raise named(self.peer, error) from None
         return message
-
-    def _named(self, error: FramingError) -> FramingError:
-        text = str(error)
-        return error if self.peer in text else type(error)(f"{self.peer}: {text}", hint=error.hint)
 
     def _short(self, wanted: str) -> Any:
         if not self.ended:
             return NEED_MORE
         if not self._raw:
-            raise PeerClosed(f"{self.peer} has closed the connection")
-        raise IncompleteMessage(f"{self.peer} closed the connection after {len(self._raw)} bytes, where {wanted}")
+            raise peer_closed(self.peer)
+        raise cut_short(self.peer, len(self._raw), wanted)
 
     def _find(self, separator: bytes, limit: int) -> int:
         """The offset behind `separator`, or -1; what was searched before is not searched again."""
@@ -202,10 +253,7 @@ class InputBuffer:
             return at + len(separator)
         self._scanned = min(len(self._raw), limit)
         if len(self._raw) >= limit:
-            raise MessageTooLarge(
-                f"{self.peer} sent {len(self._raw)} bytes without {separator!r}; the limit is {limit}",
-                hint="Pass a larger limit to the call, if the peer is right.",
-            )
+            raise too_long(self.peer, len(self._raw), separator, limit)
         return -1
 
     def _cut(self, count: int) -> bytes:
@@ -330,7 +378,7 @@ class PacketBuffer(InputBuffer):
             if self._packets:
                 return self._next_packet()
             if self.ended:
-                raise PeerClosed(f"{self.peer} has closed the connection")
+                raise peer_closed(self.peer)
             return NEED_MORE
         if self._fault is not None:
             raise self._fault.with_traceback(None)

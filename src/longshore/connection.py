@@ -46,16 +46,32 @@ class _Named:
         self.via: str | None = None
         #: The server that accepted it; None on a client.
         self.server: Any = server
-        #: Whatever the handler wants to keep with the connection.
-        self.state: dict[Any, Any] = {}
         #: Whether the server has asked its handlers to finish.
         self.draining: bool = False
-        #: Messages received with `receive()`.
-        self.messages: int = 0
+        self._messages = 0
         self._timeout = timeout
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.local} with {self.peer}>"
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """Whatever the handler wants to keep with the connection; made when first asked for."""
+        state: dict[Any, Any] = self.__dict__.setdefault("_state", {})
+        return state
+
+    @state.setter
+    def state(self, state: dict[Any, Any]) -> None:
+        self.__dict__["_state"] = state
+
+    @property
+    def messages(self) -> int:
+        """Messages received so far, by the handler or for it."""
+        return self._messages + self._link.handled
+
+    @messages.setter
+    def messages(self, count: int) -> None:
+        self._messages = count - self._link.handled
 
     @property
     def framing(self) -> Framing | None:
@@ -157,6 +173,9 @@ class Connection(_Named):
         ...         connection.sendall(data)
     """
 
+    #: What is written inside of `corked`.
+    _cork: bytearray | None = None
+
     def _take(self, attempt: Callable[..., Any], *args: Any) -> Any:
         while (piece := attempt(*args)) is NEED_MORE:
             self._link.wait_input(self._timeout)
@@ -231,12 +250,10 @@ class Connection(_Named):
             LimitExceeded: too much is pending already, where the caller cannot wait.
             ClosedError, ConnectionError: the connection has ended.
         """
-        data = bytes(data)
-        cork = self.__dict__.get("_cork")
-        if cork is not None:
-            cork += data
+        if self._cork is None:
+            self._link.write(data if type(data) is bytes else bytes(data), self._timeout)
         else:
-            self._link.write(data, self._timeout)
+            self._cork += data
 
     def send(self, message: Any) -> int:
         """Send one message, encoded by the framing; bytes as they are where there is none.
@@ -277,14 +294,15 @@ class Connection(_Named):
     @contextlib.contextmanager
     def corked(self) -> Iterator[None]:
         """Send all that is written inside as one piece; where each write is a packet, as these packets."""
-        if "_cork" in self.__dict__ or self._link.input.in_packets:
+        if self._cork is not None or self._link.input.in_packets:
             yield
             return
-        self.__dict__["_cork"] = bytearray()
+        cork = self._cork = bytearray()
         try:
             yield
         finally:
-            data = bytes(self.__dict__.pop("_cork"))
+            self._cork = None
+            data = bytes(cork)
             if data:
                 self._link.write(data, self._timeout)
 
@@ -342,7 +360,10 @@ class AsyncConnection(_Named):
 
     async def readline(self, limit: int = 65_536) -> bytes:
         """As `Connection.readline`."""
-        return await self._take(self._link.input.take_line, limit)  # type: ignore[no-any-return]
+        line = self._link.input.take_line(limit)
+        if line is NEED_MORE:
+            line = await self._take(self._link.input.take_line, limit)
+        return line  # type: ignore[no-any-return]
 
     async def read_exactly(self, count: int) -> bytes:
         """As `Connection.read_exactly`."""
@@ -446,6 +467,19 @@ class _Reader(io.BufferedIOBase):
 
     def fileno(self) -> int:
         return self._connection.fileno()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The lines up to the end: a generator, as that is the cheapest loop that may wait in Python code."""
+        connection = self._connection
+        link = connection._link
+        while True:
+            # Looked up again after each wait: `start_tls` may have put another input into its place.
+            take = link.input.take_line
+            while (line := take(FILE_LINE)) is not NEED_MORE:
+                if not line:
+                    return
+                yield line
+            link.wait_input(connection._timeout)
 
     def readline(self, size: int | None = -1) -> bytes:
         """A line with its end, or its first `size` bytes.

@@ -29,6 +29,10 @@ class Link(Protocol):
     input: InputBuffer
 
     @property
+    def handled(self) -> int:
+        """Messages that went to a handler without the connection's help."""
+
+    @property
     def pending(self) -> int:
         """Bytes written that the kernel has not taken."""
 
@@ -132,6 +136,7 @@ class StreamLink:
             )
         sleeper = threading.Event()
         self._sleepers.append(sleeper)
+        self.stream.telling = True
         try:
             # What happened between the caller's look and this line has found no sleeper: look again in time.
             self.stream.reactor.post(sleeper.set)
@@ -167,6 +172,11 @@ class StreamLink:
         return self.stream.input
 
     @property
+    def handled(self) -> int:
+        """Messages that the stream itself has handed to a handler."""
+        return self.stream.messages
+
+    @property
     def pending(self) -> int:
         """Bytes written that the kernel has not taken."""
         return self.stream.pending + self._posted
@@ -191,6 +201,8 @@ class StreamLink:
             LongshoreError, OSError: the connection has ended.
         """
         stream = self.stream
+        if not self._posted and stream.offer(data):
+            return
         limit = stream.limits.max_pending_bytes
         if self.pending > limit:
             self._wait_room(timeout, limit)

@@ -44,6 +44,8 @@ class SocketLink:
         self._late: deque[bytes] = deque()
         self._closed: BaseException | None = None
         self.input = InputBuffer(peer, framing)
+        #: Every message goes through the connection.
+        self.handled = 0
         self.cause: tuple[str, BaseException | None] | None = None
         #: Who is asked to send the rest of an output that nobody may wait for; None: nobody.
         self.finish_later: Callable[[SocketLink], object] | None = None

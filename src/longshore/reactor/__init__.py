@@ -1,7 +1,7 @@
 """The reactor: the one place that waits for the kernel.
 
 A folder with one contract and its implementations.  `portable.py` is the readable specification, on
-`selectors`; a native twin obeys the same contract.  A reactor owns its sockets, their buffers and their
+`selectors`; `native.py` obeys the same contract, in Rust.  A reactor owns its sockets, their buffers and their
 timers, runs on one thread, and calls a `Sink` when something happened.  It knows nothing of handlers,
 strategies, servers or events.
 
@@ -12,13 +12,14 @@ And every callback runs with nothing of the reactor half done, so it may call an
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from longshore.errors import ConfigError
 
 if TYPE_CHECKING:
     from longshore.reactor.clock import Clock
     from longshore.reactor.portable import PortableReactor
+    from longshore.reactor.stream import Stream
 
 __all__ = ("Sink", "create")
 
@@ -26,14 +27,23 @@ __all__ = ("Sink", "create")
 class Sink(Protocol):
     """Who is told about one stream; all calls come on the reactor's thread."""
 
+    def attach(self, stream: Stream) -> None:
+        """`stream` is it: at first, and again where another takes the place of the one before."""
+
     def opened(self) -> None:
         """The stream is ready for plaintext: at once, or after its TLS handshake."""
 
     def arrived(self) -> None:
-        """Input came, or the stream ended (`stream.input.ended`), or failed (`stream.error`)."""
+        """Input came, or the stream ended (`stream.input.ended`), or failed (`stream.error`).
+
+        A native stream leaves this out where the messages are dispatched, or somebody is parked, unless `telling`.
+        """
 
     def drained(self) -> None:
-        """Pending output fell to where writing may go on."""
+        """Pending output fell to where writing may go on.
+
+        A native stream leaves this out where nobody could have seen output pending, unless `telling`.
+        """
 
     def idled(self) -> None:
         """`Timeouts.idle` has passed; unless this writes something, the stream ends."""
@@ -45,17 +55,30 @@ class Sink(Protocol):
 def create(clock: Clock | None = None) -> tuple[PortableReactor, str]:
     """A reactor and the reason why it is this one.
 
-    `LONGSHORE_REACTOR=portable` asks for one by name, and nothing else is taken then.
+    `LONGSHORE_REACTOR=native` or `portable` asks for one by name, and nothing else is taken then.  The type is that of
+    the portable one, which is the contract; a native one has the same names.
 
     Raises:
         ConfigError: the one asked for does not exist here.
     """
+    wanted = os.environ.get("LONGSHORE_REACTOR", "")
+    if wanted not in ("", "portable", "native"):
+        raise ConfigError(
+            f"LONGSHORE_REACTOR={wanted!r}: there is no such reactor",
+            hint="Unset LONGSHORE_REACTOR, or set it to 'native' or 'portable'.",
+        )
+    if wanted != "portable":
+        try:
+            from longshore.reactor.native import NativeReactor
+        except ImportError as error:
+            if wanted:
+                raise ConfigError(
+                    f"LONGSHORE_REACTOR='native': the native reactor cannot be loaded: {error}",
+                    hint="Install Longshore from a wheel, or where Rust is; LONGSHORE_NATIVE=require says why not.",
+                ) from error
+        else:
+            native: Any = NativeReactor(clock)
+            return native, "LONGSHORE_REACTOR asks for it" if wanted else "it was built"
     from longshore.reactor.portable import PortableReactor
 
-    wanted = os.environ.get("LONGSHORE_REACTOR", "")
-    if wanted not in ("", "portable"):
-        raise ConfigError(
-            f"LONGSHORE_REACTOR={wanted!r}: this release has the portable reactor only",
-            hint="Unset LONGSHORE_REACTOR, or set it to 'portable'.",
-        )
-    return PortableReactor(clock), "LONGSHORE_REACTOR asks for it" if wanted else "it is the only one in this release"
+    return PortableReactor(clock), "LONGSHORE_REACTOR asks for it" if wanted else "the native one was not built"

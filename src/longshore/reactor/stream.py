@@ -15,6 +15,7 @@ Facts, and what follows from them:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import selectors
 import socket
@@ -22,18 +23,23 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from longshore.buffers import InputBuffer, PacketBuffer
-from longshore.errors import ClosedError, LongshoreError
+from longshore.buffers import InputBuffer, PacketBuffer, closed, shut
+from longshore.errors import LongshoreError
 from longshore.lifecycle import CONNECTION, Machine
 from longshore.limits import Watch, overdue
 from longshore.packets import Packets
+from longshore.reactor.dispatch import Dispatch
+from longshore.reactor.waiters import Waiters
 from longshore.tls import Session, TLSError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from longshore.config import Limits, Timeouts
     from longshore.framing import Framing
     from longshore.reactor import Sink
     from longshore.reactor.clock import Timer
+    from longshore.reactor.dispatch import Receiver
     from longshore.reactor.portable import PortableReactor
 
 __all__ = ("Stream",)
@@ -83,6 +89,15 @@ class Stream:
         self.owing = False
         #: Whether writes may wait for the end of the callback that makes them.
         self.coalescing = False
+        #: Whether the sink wants to be told of everything; a portable stream always tells.
+        self.telling = False
+        #: Messages that `dispatch` has handed out.
+        self.messages = 0
+        #: Why it ended, as `ConnectionClosed` has it.
+        self.cause = "finished"
+        self._dispatch: Dispatch | None = None
+        self._waiters = Waiters(self)
+        self._corked = False
         self._machine = Machine(CONNECTION)
         self._plain = bytearray()
         self._wire = bytearray()
@@ -95,7 +110,6 @@ class Stream:
         #: Whether TLS has been told that we send no more.
         self._farewell = False
         self._dropped = 0
-        self._cause = "finished"
         self._timer: Timer | None = None
         self._armed = math.inf
 
@@ -107,7 +121,7 @@ class Stream:
             self._begin_handshake()
         else:
             self._machine.to("open")
-            self.sink.opened()
+            self._tell_opened()
         self._update()
 
     def start_tls(self, session: Session) -> None:
@@ -126,6 +140,17 @@ class Stream:
             self._handshake()
         self._update()
 
+    def continue_as(self, other: Any, *, unread: bytes, unsent: bytes, ended: bool) -> None:
+        """Take the place of another stream on the same socket, open and with all that it knew."""
+        self._machine.to("open")
+        self.received, self.sent, self.messages = other.received, other.sent, other.messages
+        self.owing, self.coalescing, self.telling = other.owing, other.coalescing, other.telling
+        self.watch.first = not self.received
+        self.input.feed(unread)
+        self.input.ended = ended
+        self._wire += unsent
+        self._update()
+
     @property
     def state(self) -> str:
         """One of `lifecycle.CONNECTION`."""
@@ -136,9 +161,53 @@ class Stream:
         """Bytes written that the kernel has not taken."""
         return len(self._plain) + len(self._wire)
 
+    @property
+    def spent(self) -> bool:
+        """Whether it ends, or has ended, and nothing is left to take."""
+        return self.state in ("closing", "closed") and not self.input.size
+
     def failure(self) -> BaseException:
         """The error for whoever uses a stream that has ended."""
-        return self.error or ClosedError(f"the connection to {self.peer} is closed")
+        return self.error or closed(self.peer)
+
+    # -- messages --------------------------------------------------------------------------------------
+
+    def dispatch(self, call: Callable[..., Any], subject: Any, receiver: Receiver, *, batches: bool = False) -> None:
+        """Hand the messages of this stream to a handler from now on; see `Dispatch`."""
+        self._dispatch = Dispatch(self, call, subject, receiver, batches=batches)
+        self._dispatch.go_on()
+
+    def go_on(self) -> None:
+        """Go on with the messages, because something changed."""
+        if self._dispatch is not None:
+            self._dispatch.go_on()
+
+    # -- telling ---------------------------------------------------------------------------------------
+
+    def park(self, waiter: Callable[[], object]) -> None:
+        """As `Waiters.park`."""
+        self._waiters.park(waiter)
+
+    def unpark(self, waiter: Callable[[], object]) -> None:
+        """As `Waiters.unpark`."""
+        self._waiters.unpark(waiter)
+
+    def expect(self, waiter: Callable[[], object]) -> bool:
+        """As `Waiters.expect`."""
+        return self._waiters.expect(waiter)
+
+    def wake(self) -> None:
+        """As `Waiters.wake`."""
+        self._waiters.wake()
+
+    def _tell_opened(self) -> None:
+        self.wake()
+        self.sink.opened()
+
+    def _tell_arrived(self) -> None:
+        self.wake()
+        self.sink.arrived()
+        self.go_on()
 
     # -- input -----------------------------------------------------------------------------------------
 
@@ -218,7 +287,7 @@ class Stream:
         if ended:
             self.input.end()
         self._update()
-        self.sink.arrived()
+        self._tell_arrived()
 
     def _drop(self, data: bytes) -> None:
         self._dropped += len(data)
@@ -236,7 +305,7 @@ class Stream:
             LongshoreError, OSError: what ended the stream before.
         """
         if self.state != "open" or self._write_ended:
-            raise self.failure() if self.state != "open" else ClosedError(f"output to {self.peer} was shut down")
+            raise self.failure() if self.state != "open" else shut(self.peer)
         if self._packets is not None:
             self._packets.check(data, self.peer)
             self._lengths.append(len(data))
@@ -244,12 +313,33 @@ class Stream:
             return
         self.owing = False
         (self._wire if self.tls is None else self._plain).extend(data)
+        if self._corked:
+            return
         if self.coalescing and self.pending < COALESCE and self.input.unread:
             if not self._deferred:
                 self._deferred = True
                 self.reactor.put_off(self)
             return
         self.flush()
+
+    def offer(self, data: bytes) -> bool:
+        """Write, if that needs no waiting and nobody else's thread; False, and nothing done, where it takes more."""
+        fits = self.pending + len(data) <= self.limits.max_pending_bytes
+        if self.state != "open" or self._write_ended or not fits or not self.reactor.on_thread:
+            return False
+        self.write(data)
+        return True
+
+    @contextlib.contextmanager
+    def corked(self) -> Iterator[None]:
+        """Send all that is written inside as one piece."""
+        self._corked = True
+        try:
+            yield
+        finally:
+            self._corked = False
+            if self.state == "open":
+                self.flush()
 
     def flush(self) -> None:
         """Send what the kernel takes now."""
@@ -302,7 +392,9 @@ class Stream:
             if before > self.limits.max_pending_bytes // 2 >= self.pending or (before and not self.pending):
                 self._update()
                 self._output_sent()
+                self.wake()
                 self.sink.drained()
+                self.go_on()
                 return
         self._update()
         self._output_sent()
@@ -350,7 +442,7 @@ class Stream:
         """
         if self.state in ("closing", "closed"):
             return
-        self._cause = cause
+        self.cause = cause
         self.error = self.error or error
         if self.state == "opening":
             self._finish()
@@ -381,7 +473,7 @@ class Stream:
         if self.state == "closed":
             return
         if self.state != "closing":
-            self._cause = cause
+            self.cause = cause
             self.error = self.error or error
         self._finish()
 
@@ -393,12 +485,13 @@ class Stream:
             LongshoreError: TLS is spoken, whose state cannot go with a socket.
         """
         if self.state != "open":
-            raise ClosedError(f"the connection to {self.peer} is closed")
+            raise closed(self.peer)
         if self.tls is not None:
             raise LongshoreError("a TLS connection cannot be detached: its keys stay with this object")
         self.flush()
         unread = self.input.take_all()
         self._release()
+        self.wake()
         self.sink.closed("finished", None)
         return self.socket, unread
 
@@ -415,7 +508,8 @@ class Stream:
         self._release()
         self.input.end()
         self.socket.close()
-        self.sink.closed(self._cause, self.error)
+        self.wake()
+        self.sink.closed(self.cause, self.error)
 
     # -- TLS handshake -----------------------------------------------------------------------------------
 
@@ -444,7 +538,7 @@ class Stream:
             self.watch.first = True
             self.watch.whole()
             self._machine.to("open")
-            self.sink.opened()
+            self._tell_opened()
 
     # -- the reactor's side --------------------------------------------------------------------------------
 
@@ -512,4 +606,4 @@ class Stream:
         else:
             # Whoever was silent for so long is not in the middle of sending, so there is nothing to linger for.
             self.close("timeout", error, linger=False)
-            self.sink.arrived()
+            self._tell_arrived()

@@ -245,6 +245,7 @@ class _AsyncSession(StreamSession):
     def drain(self, deadline: float | None) -> None:
         """Call the hook, then end as soon as nothing is owed."""
         self.stream.take_arrived()
+        self.stream.telling = True
         self.connection.draining = True
         if self.stream.state == "opening":
             self.stream.close("drained")

@@ -8,7 +8,6 @@ everybody, and the watchdog names it.  Greenlets park here, in Python code, neve
 from __future__ import annotations
 
 import contextvars
-import functools
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -95,44 +94,53 @@ def _hub() -> greenlet.greenlet:
 class GreenLink(StreamLink):
     """A link whose waits park the greenlet; other threads wait as they do on any stream."""
 
-    def __init__(self, on_closed: Any = None) -> None:
-        super().__init__(on_closed)
-        self._parked: list[greenlet.greenlet] = []
-
     def _wake(self) -> None:
         super()._wake()
-        if self._parked:
-            parked, self._parked = self._parked, []
-            for waiting in parked:
-                # Each in a callback of its own: the sink's caller must be through before a handler goes on.
-                self.stream.reactor.again(functools.partial(self._resume, waiting))
+        self.stream.wake()
 
     def _may_wait(self) -> bool:
         return not self.stream.reactor.on_thread or greenlet.getcurrent().parent is not None
 
     def _pause(self, timeout: float | None, what: str) -> None:
         me = greenlet.getcurrent()
-        if not self.stream.reactor.on_thread or me.parent is None:
+        stream = self.stream
+        hub = me.parent
+        if hub is None or not stream.reactor.on_thread:
             super()._pause(timeout, what)
             return
-        timer = None if timeout is None else self.stream.reactor.call_later(timeout, me.switch, True)
-        self._parked.append(me)
+        wake = me.switch
+        timer = None if timeout is None else stream.reactor.call_later(timeout, wake, True)
+        stream.park(wake)
+        late: Any = True
         try:
-            late = me.parent.switch()
+            late = hub.switch()
         finally:
+            if late is True:
+                stream.unpark(wake)
             if timer is not None:
                 timer.cancel()
-            if me in self._parked:
-                self._parked.remove(me)
         if late is True:
-            raise ReadTimeout(f"{what} on the connection to {self.stream.peer}: nothing in {timeout:g} s")
+            raise ReadTimeout(f"{what} on the connection to {stream.peer}: nothing in {timeout:g} s")
 
     def wait_input(self, timeout: float | None) -> None:
         """Park until more input came; while the server drains, what owes nothing sees the end of the stream."""
         if self.draining and not self.stream.owing and not self.stream.input.unread:
             self.end_for_drain()
             return
-        super().wait_input(timeout)
+        me = greenlet.getcurrent()
+        hub = me.parent
+        stream = self.stream
+        # The way that nearly every wait goes, in as few calls as it takes.
+        if timeout is not None or hub is None or not stream.expect(wake := me.switch):
+            super().wait_input(timeout)
+            return
+        try:
+            hub.switch()
+        except BaseException:
+            stream.unpark(wake)
+            raise
+        if stream.spent:
+            raise stream.failure()
 
     def end_for_drain(self) -> None:
         """End the input, because the server drains."""
@@ -141,11 +149,6 @@ class GreenLink(StreamLink):
 
     draining = False
     ended_for_drain = False
-
-    def _resume(self, waiting: greenlet.greenlet) -> None:
-        if not waiting.dead:
-            self.stream.reactor.current = self.stream
-            waiting.switch(False)
 
 
 class Home(Protocol):
@@ -252,7 +255,7 @@ class GreenSession(StreamSession):
             error = failure
             if isinstance(failure, LongshoreError) and self.stream.state in ("closing", "closed"):
                 if self._gone is None:
-                    return self.stream._cause
+                    return self.stream.cause
                 return self._gone[0]
             raise
         finally:

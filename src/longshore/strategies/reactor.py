@@ -1,8 +1,7 @@
 """Message handlers on the reactor itself: no thread, no task, one call per message.
 
-A stream's messages are cut one by one, so nothing is delivered after `close()` and a new framing applies
-from the next byte.  Replies are coalesced until the batch ends.  A batch is bounded, and a peer that does
-not take its replies gets no further message handled, so neither flood nor sloth harms the others.
+The stream itself hands its messages to the handler (`reactor/dispatch.py`), natively where it can.  Here is what is
+left: hooks, failures, and the end.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.errors import LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
-from longshore.framing import NEED_MORE
 from longshore.links import StreamLink
 from longshore.strategies.streams import StreamSession, tls_version
 
@@ -24,12 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ("ReactorStrategy",)
 
-#: Messages that one connection may have handled before the others get their turn.
-BATCH = 64
-
 
 class _MessageLink(StreamLink):
-    """The sink of one stream: whatever happens to it may let the session's messages go on."""
+    """The sink of one stream; its messages need no telling, as the stream dispatches them."""
 
     def __init__(self, session: _MessageSession) -> None:
         super().__init__(session.stream_closed)
@@ -39,38 +34,38 @@ class _MessageLink(StreamLink):
         super().opened()
         self._session.ready()
 
-    def arrived(self) -> None:
-        super().arrived()
-        self._session.go_on()
-
-    def drained(self) -> None:
-        super().drained()
-        self._session.go_on()
-
     def idled(self) -> None:
         self._session.idled()
 
 
 class _MessageSession(StreamSession):
-    """One connection and its message handler."""
+    """One connection and its message handler; the receiver of what is unusual about its messages."""
 
     def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
         super().__init__(host, sock, peer, local, tls, _MessageLink(self))
+        #: The `MessageHandler`; None for a function, which has no hooks.
         self._handler: Any = None
-        self._busy = False
-        self._scheduled = False
+        self._started = False
 
     def ready(self) -> None:
         """The stream can be used: for the first time, or again after `start_tls`."""
-        if self._handler is None:
-            self.opened(tls_version(self.link))
-            self._handler = self.host.handler.session_for(self.connection, self.host.facade, self.client_address)
-            self._guarded(self._handler.connected)
-        self.go_on()
+        if self._started:
+            self.stream.go_on()
+            return
+        self._started = True
+        self.opened(tls_version(self.link))
+        handler = self.host.handler
+        call, subject = handler.target, self.connection
+        if handler.kind == "session":
+            session = self._handler = handler.session_for(self.connection, self.host.facade, self.client_address)
+            self._guarded(session.connected)
+            call, subject = session.messages if handler.takes_batches else session.message, None
+        self.stream.dispatch(call, subject, self, batches=handler.takes_batches)
 
     def idled(self) -> None:
         """Let the handler do something about the silence."""
-        self._guarded(self._handler.idle)
+        if self._handler is not None:
+            self._guarded(self._handler.idle)
 
     def stream_closed(self, cause: str, error: BaseException | None) -> None:
         """The stream is gone."""
@@ -79,103 +74,29 @@ class _MessageSession(StreamSession):
             self._guarded(self._handler.disconnected, None if ended_in_order else error)
         self.gone(cause, error)
 
-    # -- messages --------------------------------------------------------------------------------------
+    # -- told by the stream's dispatch -----------------------------------------------------------------
 
-    def go_on(self) -> None:
-        """Handle what is there, unless that is being done already (a handler may cause more events)."""
-        if self._busy or self._scheduled or self._handler is None:
-            return
-        self._busy = True
-        self.host.reactor.current = self
-        try:
-            self._turn()
-        finally:
-            self._busy = False
+    def send(self, reply: Any) -> None:
+        """Send a reply that takes more than encoding it."""
+        self.connection.send(reply)
 
-    def _turn(self) -> None:
-        stream = self.stream
-        if self.host.handler.takes_batches:
-            more = self._turn_batch()
-        else:
-            more = True
-            for _ in range(BATCH):
-                message = self._next()
-                if message is NEED_MORE:
-                    more = False
-                    break
-                self._guarded(self._handle, message)
-        if more and stream.state == "open":
-            self._scheduled = True
-            self.host.reactor.again(self._resume)
-        elif stream.state == "open" and self.connection.draining and not self.is_owed:
-            stream.close("drained", linger=False)
-
-    def _turn_batch(self) -> bool:
-        batch: list[Any] = []
-        while len(batch) < BATCH * 4 and (message := self._next(ending=not batch)) is not NEED_MORE:
-            batch.append(message)
-        if batch:
-            self._guarded(self._handle_batch, batch)
-        return bool(batch)
-
-    def _resume(self) -> None:
-        self._scheduled = False
-        self.go_on()
-
-    def _next(self, *, ending: bool = True) -> Any:
-        """The next message that may be handled now.
-
-        Where the input ends or is no message, the connection does, but not before the messages of a batch that
-        has begun were handled: a decoder says the same again when it is asked again.
-        """
-        stream = self.stream
-        if stream.state != "open":
-            return NEED_MORE
-        if stream.pending > stream.limits.max_pending_bytes:
-            stream.want_input(False)
-            return NEED_MORE
-        try:
-            message = stream.input.take_message()
-        except Exception as error:
-            if ending:
-                self._end_input(error)
-            return NEED_MORE
-        if message is NEED_MORE:
-            # All that came was handled, whether or not the handler had something to say to it.
-            stream.owing = stream.input.unread
-            stream.want_input(True)
-        else:
-            stream.want_input(False)
-        return message
-
-    def _end_input(self, error: Exception) -> None:
+    def input_failed(self, error: Exception) -> None:
+        """There will be no further message."""
         if isinstance(error, PeerClosed):
             self.stream.close("drained" if self.connection.draining else "peer closed", error)
         elif isinstance(error, LongshoreError):
             self.stream.close("framing", error)
         else:
             # A framing of the user's own that raises anything else.
-            self._failed(error)
+            self.handler_failed(error)
 
-    def _handle(self, message: Any) -> None:
-        self.connection.messages += 1
-        reply = self._handler.message(message)
-        if reply is not None:
-            self.connection.send(reply)
+    def ran_dry(self) -> None:
+        """All that has come was handled: while the server drains, that is the end."""
+        if self.connection.draining and not self.is_owed:
+            self.stream.close("drained", linger=False)
 
-    def _handle_batch(self, batch: list[Any]) -> None:
-        self.connection.messages += len(batch)
-        with self.connection.corked():
-            for reply in self._handler.messages(batch) or ():
-                self.connection.send(reply)
-
-    def _guarded(self, function: Callable[..., Any], *args: Any) -> None:
-        try:
-            function(*args)
-        except Exception as error:
-            self._failed(error)
-
-    def _failed(self, error: BaseException) -> None:
+    def handler_failed(self, error: BaseException) -> None:
+        """The handler raised something."""
         stream = self.stream
         if stream.state in ("closing", "closed") and isinstance(error, (LongshoreError, OSError)):
             # The connection ended under the handler; its end is reported already.
@@ -184,6 +105,12 @@ class _MessageSession(StreamSession):
         if stream.state in ("open", "opening"):
             stream.close("handler failed", error)
 
+    def _guarded(self, function: Callable[..., Any], *args: Any) -> None:
+        try:
+            function(*args)
+        except Exception as error:
+            self.handler_failed(error)
+
     # -- the server's side -----------------------------------------------------------------------------
 
     def drain(self, deadline: float | None) -> None:
@@ -191,12 +118,13 @@ class _MessageSession(StreamSession):
         # What has come before the drain is owed an answer, also if the kernel still has it.
         self.stream.take_arrived()
         self.connection.draining = True
+        self.stream.telling = True
         if self._handler is not None:
             self._guarded(self._handler.draining, deadline)
         if self.stream.state == "opening":
             self.stream.close("drained")
         else:
-            self.go_on()
+            self.stream.go_on()
 
     def cut(self) -> None:
         """Flush what goes, and end."""

@@ -43,6 +43,8 @@ class RemoteLink:
         self._max_pending = max_pending
         self._may_wait = may_wait
         self.input = InputBuffer(peer, framing)
+        #: Every message goes through the child's own connection.
+        self.handled = 0
         #: Bytes that were given to the child.
         self._given = 0
         self._closed: BaseException | None = None

@@ -16,6 +16,7 @@ from longshore.strategies import Session, client_address_of
 if TYPE_CHECKING:
     import socket
 
+    from longshore.reactor.stream import Stream
     from longshore.strategies import Host
 
 __all__ = ("StreamSession", "tls_version")
@@ -34,8 +35,7 @@ class StreamSession(Session):
         from longshore.tls import Session as TLSSession
 
         self.link = link
-        self.client_address: Any = client_address_of(sock, peer)
-        self.stream = host.reactor.stream(
+        stream = host.reactor.stream(
             sock,
             peer,
             sink=link,
@@ -45,9 +45,19 @@ class StreamSession(Session):
             tls=None if tls is None else TLSSession(tls, server_side=True),
             packets=are_packets(sock),
         )
-        self.stream.coalescing = True
-        link.attach(self.stream)
+        stream.coalescing = True
+        link.attach(stream)
         self.connection = Connection(link, peer=peer, local=local, server=host.facade)
+
+    @property
+    def stream(self) -> Stream:
+        """The stream: another one once `start_tls` has taken it where the native reactor does not go."""
+        return self.link.stream
+
+    @property
+    def client_address(self) -> Any:
+        """The peer's address as the socket gives it; not kept, as most handlers never ask."""
+        return client_address_of(self.stream.socket, self.peer)
 
     def begin(self) -> None:
         """Let the stream read: its handshake, if there is one, and then the handler."""

@@ -297,6 +297,7 @@ class _PooledSession(StreamSession):
     def drain(self, deadline: float | None) -> None:
         """Call the hook, then end as soon as nothing is owed."""
         self.stream.take_arrived()
+        self.stream.telling = True
         self.connection.draining = True
         if not self._started:
             self.stream.close("drained")

@@ -1,0 +1,27 @@
+//! What a reactor does, without Python: sockets, buffers, framings, deadlines and counters.
+//!
+//! A file is one noun.  Methods answer with plain values that say what has to be told to whom; they call nobody,
+//! so whoever drives the engine may call anything in between.  Times are seconds on the driver's clock, given in
+//! as `now`.
+//!
+//! Linux only, on epoll: elsewhere the portable reactor serves.
+
+mod buffer;
+mod counters;
+mod deadlines;
+mod framing;
+mod poller;
+mod slab;
+mod stream;
+mod streams;
+mod wheel;
+
+pub use buffer::{Input, Pool, Taken};
+pub use counters::{Counters, HISTOGRAM};
+pub use deadlines::{Due, Timeouts, Watch};
+pub use framing::{Cut, Cutter, Framing, Kind, Prefix};
+pub use poller::{Poller, READ, WRITE};
+pub use slab::{Slab, Token};
+pub use stream::{CHUNK, Effects, Options, Read, State, Step, Stream};
+pub use streams::Engine;
+pub use wheel::Wheel;

@@ -1,0 +1,510 @@
+//! Streams: the twin of `longshore.reactor.stream`, and the only place where the engine reads and writes sockets.
+//!
+//! Facts, and what follows from them:
+//!
+//! * close(2) with unread input makes the kernel send a reset, which destroys output that the peer has not read yet.
+//!   So a stream ends in steps: flush, shutdown(SHUT_WR), read and drop; only then it is finished.
+//! * Whoever drives the engine owns the descriptor.  So "finished" is an answer: the driver closes it.
+//! * Most batches are answered by one write that the kernel takes whole.  So nobody is told that output has drained
+//!   unless somebody could have seen it pending.
+
+use std::collections::VecDeque;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
+
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+
+use super::buffer::{Input, Pool};
+use super::counters::Counters;
+use super::deadlines::{Timeouts, Watch};
+use super::framing::Framing;
+use super::poller::{Poller, READ, WRITE};
+use super::slab::Token;
+use super::wheel::Wheel;
+
+/// Bytes asked of the kernel at once, and read ahead of whoever consumes them.
+pub const CHUNK: usize = 65_536;
+/// Put-off output is sent once there is this much of it.
+const COALESCE: usize = 65_536;
+/// Bytes that are read and dropped for a peer that goes on sending after we closed.
+const LINGER_BYTES: usize = 1 << 20;
+
+/// Where a stream is in its life; the table is `longshore.lifecycle.CONNECTION`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not started.
+    Opening,
+    /// In use.
+    Open,
+    /// Flushing and lingering.
+    Closing,
+    /// Gone.
+    Closed,
+}
+
+impl State {
+    /// The name in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Opening => "opening",
+            State::Open => "open",
+            State::Closing => "closing",
+            State::Closed => "closed",
+        }
+    }
+}
+
+/// What a stream is made with.
+#[derive(Debug)]
+pub struct Options {
+    /// The descriptor; its owner keeps it open until the stream is finished.
+    pub fd: RawFd,
+    /// What cuts its messages.
+    pub framing: Arc<Framing>,
+    /// Its deadlines.
+    pub timeouts: Arc<Timeouts>,
+    /// Output that the peer may leave untaken before it is read from no more.
+    pub max_pending: usize,
+}
+
+/// What has to be told after a call; the driver does it once no part of the engine is borrowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Effects {
+    /// Pending output fell to where writing may go on.
+    pub drained: bool,
+    /// The stream is gone: close its descriptor, and tell.
+    pub finished: bool,
+    /// The error that ended it, unless it was ending already.
+    pub error: Option<Errno>,
+}
+
+impl Effects {
+    /// Whether there is nothing to tell.
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        !self.drained && !self.finished && self.error.is_none()
+    }
+
+    /// Both.
+    pub fn and(self, other: Effects) -> Effects {
+        Effects {
+            drained: self.drained || other.drained,
+            finished: self.finished || other.finished,
+            error: self.error.or(other.error),
+        }
+    }
+}
+
+/// What reading has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// Nothing to tell.
+    Nothing,
+    /// Input came, or its end.
+    Arrived,
+    /// The stream is gone.
+    Gone(Effects),
+}
+
+/// The next thing to do with the messages of a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step<'a> {
+    /// Handle this one.
+    Message(&'a [u8]),
+    /// Wait for more.
+    Dry,
+    /// Wait until the peer takes its replies.
+    Held,
+    /// Nothing any more: the stream is not open.
+    Over,
+    /// The peer has ended its side, and all was handled.
+    PeerClosed,
+    /// What came is no message.
+    Bad,
+}
+
+/// One stream.
+#[derive(Debug)]
+pub struct Stream {
+    pub(super) fd: RawFd,
+    /// Where it is in its life.
+    pub state: State,
+    /// What the poller watches it for.
+    pub(super) interest: u8,
+    /// What came.
+    pub input: Input,
+    /// What is to be sent, from `wire_start` on.
+    pub(super) wire: Vec<u8>,
+    pub(super) wire_start: usize,
+    /// What was never sent, once it is gone.
+    lost: usize,
+    /// Whether output waits for the end of the present callback.
+    deferred: bool,
+    /// Whether the kernel has left output untaken.
+    blocked: bool,
+    /// Whether a handler waits for input.
+    hungry: bool,
+    /// Whether anything came since our last write: then the peer is owed an answer.
+    pub owing: bool,
+    /// Whether writes may wait for the end of the callback that makes them.
+    pub coalescing: bool,
+    /// Whether somebody wants to hear of all output that leaves.
+    pub telling: bool,
+    /// Whether replies are only gathered, until `uncork`.
+    pub(super) corked: bool,
+    pub(super) write_ended: bool,
+    /// Whether the end of our side was sent.
+    shut: bool,
+    dropped: usize,
+    /// Bytes that came.
+    pub received: u64,
+    /// Bytes that the kernel took.
+    pub sent: u64,
+    /// Messages handed out by `step`.
+    pub messages: u64,
+    /// Its deadlines.
+    pub watch: Watch,
+    pub(super) timeouts: Arc<Timeouts>,
+    pub(super) max_pending: usize,
+    pub(super) timer: Option<Token>,
+    pub(super) armed: f64,
+}
+
+/// What streams use of their engine.
+pub(super) struct Kit<'a, T> {
+    pub poller: Option<&'a Poller>,
+    pub wheel: &'a mut Wheel<Result<Token, T>>,
+    pub counters: &'a mut Counters,
+    pub dirty: &'a mut VecDeque<Token>,
+    pub pool: &'a mut Pool,
+}
+
+impl Stream {
+    /// A stream that was not started.
+    pub(super) fn new(options: Options, now: f64) -> Self {
+        Stream {
+            fd: options.fd,
+            state: State::Opening,
+            interest: 0,
+            input: Input::new(options.framing),
+            wire: Vec::new(),
+            wire_start: 0,
+            lost: 0,
+            deferred: false,
+            blocked: false,
+            hungry: false,
+            owing: false,
+            coalescing: false,
+            telling: false,
+            corked: false,
+            write_ended: false,
+            shut: false,
+            dropped: 0,
+            received: 0,
+            sent: 0,
+            messages: 0,
+            watch: Watch::new(now),
+            timeouts: options.timeouts,
+            max_pending: options.max_pending,
+            timer: None,
+            armed: f64::INFINITY,
+        }
+    }
+
+    /// Bytes written that the kernel has not taken.
+    #[inline]
+    pub fn pending(&self) -> usize {
+        self.wire.len() - self.wire_start + self.lost
+    }
+
+    /// Whether more may be written.
+    pub fn writable(&self) -> bool {
+        self.state == State::Open && !self.write_ended
+    }
+
+    /// Whether more is read at all.
+    pub fn reading(&self) -> bool {
+        self.interest & READ != 0
+    }
+
+    pub(super) fn borrowed(&self) -> BorrowedFd<'_> {
+        // SAFETY: the driver keeps the descriptor open until it is told that the stream is finished; after that it is
+        // not used.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
+    }
+
+    #[inline]
+    pub(super) fn want_input<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, hungry: bool, now: f64) {
+        if hungry != self.hungry {
+            self.hungry = hungry;
+            if hungry {
+                self.watch.wait(now);
+                if !self.input.unread() {
+                    self.watch.whole();
+                }
+            } else {
+                self.watch.waiting = false;
+            }
+        }
+        self.update(kit, token);
+    }
+
+    #[inline]
+    pub(super) fn read<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, now: f64) -> Read {
+        // SAFETY: as in `borrowed`, which cannot be used here as the input is borrowed besides.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.fd) };
+        let room = self.input.room(kit.pool);
+        let before = room.len();
+        let count = match recv(fd, spare_capacity(room), RecvFlags::DONTWAIT) {
+            Ok((_, count)) => count,
+            Err(Errno::AGAIN | Errno::INTR) => {
+                self.input.settle(kit.pool);
+                return Read::Nothing;
+            }
+            Err(error) => return Read::Gone(self.broken(kit, error)),
+        };
+        if self.state == State::Closing {
+            room.truncate(before);
+            self.input.settle(kit.pool);
+            self.dropped += count;
+            if count == 0 || self.dropped > LINGER_BYTES {
+                return Read::Gone(self.finish(kit));
+            }
+            return Read::Nothing;
+        }
+        if count > 0 {
+            self.received += count as u64;
+            kit.counters.received += count as u64;
+            self.watch.received(count, now);
+            self.owing = true;
+        } else {
+            self.input.ended = true;
+        }
+        self.update(kit, token);
+        Read::Arrived
+    }
+
+    #[inline]
+    pub(super) fn reply<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, message: &[u8], now: f64) -> Option<Effects> {
+        if !self.writable() || self.pending() > self.max_pending {
+            return None;
+        }
+        if self.wire.capacity() == 0 {
+            self.wire = kit.pool.take();
+        }
+        if !self.input.framing().encode(message, &mut self.wire) {
+            return None;
+        }
+        self.owing = false;
+        if self.corked {
+            return Some(Effects::default());
+        }
+        if self.coalescing && self.input.unread() && self.wire.len() - self.wire_start < COALESCE {
+            self.put_off(kit, token);
+            return Some(Effects::default());
+        }
+        Some(self.flush(kit, token, now))
+    }
+
+    pub(super) fn write<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, data: &[u8], now: f64) -> Option<Effects> {
+        if !self.writable() {
+            return None;
+        }
+        if data.is_empty() {
+            return Some(Effects::default());
+        }
+        self.owing = false;
+        if self.wire.capacity() == 0 {
+            self.wire = kit.pool.take();
+        }
+        self.wire.extend_from_slice(data);
+        if self.coalescing && self.input.unread() && self.wire.len() - self.wire_start < COALESCE {
+            self.put_off(kit, token);
+            return Some(Effects::default());
+        }
+        Some(self.flush(kit, token, now))
+    }
+
+    #[inline]
+    fn put_off<T>(&mut self, kit: &mut Kit<'_, T>, token: Token) {
+        if !self.deferred {
+            self.deferred = true;
+            kit.dirty.push_back(token);
+        }
+    }
+
+    #[inline]
+    pub(super) fn flush<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, now: f64) -> Effects {
+        self.deferred = false;
+        if self.state == State::Closed {
+            return Effects::default();
+        }
+        let before = self.wire.len() - self.wire_start;
+        let mut effects = Effects::default();
+        if before > 0 {
+            let sent = send(self.borrowed(), &self.wire[self.wire_start..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+            let count = match sent {
+                Ok(count) => count,
+                Err(Errno::AGAIN | Errno::INTR) => 0,
+                Err(error) => return self.broken(kit, error),
+            };
+            self.wire_start += count;
+            let left = before - count;
+            if count > 0 {
+                self.sent += count as u64;
+                kit.counters.sent += count as u64;
+                self.watch.sent(now, left > 0);
+            }
+            let half = self.max_pending / 2;
+            effects.drained = before > half && half >= left || left == 0 && (self.blocked || self.telling);
+            self.blocked = left > 0;
+            if left > 0 {
+                self.watch.output(now);
+                self.keep_what_is_left(kit);
+                self.arm(kit, token);
+            } else {
+                self.wire_start = 0;
+                kit.pool.give(std::mem::take(&mut self.wire));
+            }
+        }
+        self.update(kit, token);
+        effects.and(self.output_sent(kit))
+    }
+
+    fn keep_what_is_left<T>(&mut self, kit: &mut Kit<'_, T>) {
+        let rest = self.wire.len() - self.wire_start;
+        if self.wire_start > 0 && rest * 2 < self.wire.capacity() {
+            let own = self.wire[self.wire_start..].to_vec();
+            self.wire_start = 0;
+            kit.pool.give(std::mem::replace(&mut self.wire, own));
+        }
+    }
+
+    /// Go on with what waits for the last byte to leave: our end of the stream, then the linger.
+    #[inline]
+    fn output_sent<T>(&mut self, kit: &mut Kit<'_, T>) -> Effects {
+        if !self.write_ended || self.state == State::Closed || self.wire.len() > self.wire_start {
+            return Effects::default();
+        }
+        if !self.shut {
+            self.shut = true;
+            if shutdown(self.borrowed(), Shutdown::Write).is_err() && self.state == State::Closing {
+                // The peer is gone already, and then there is nobody to tell.
+                return self.finish(kit);
+            }
+        }
+        if self.state == State::Closing && self.input.ended { self.finish(kit) } else { Effects::default() }
+    }
+
+    pub(super) fn close<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, linger: bool, now: f64) -> Effects {
+        match self.state {
+            State::Closing | State::Closed => return Effects::default(),
+            State::Opening => return self.finish(kit),
+            State::Open => {}
+        }
+        self.state = State::Closing;
+        self.watch.closing_since = now;
+        self.write_ended = true;
+        if !linger && self.pending() == 0 {
+            return self.finish(kit);
+        }
+        self.arm(kit, token);
+        let effects = self.flush(kit, token, now);
+        self.update(kit, token);
+        effects
+    }
+
+    /// The system ended it.
+    fn broken<T>(&mut self, kit: &mut Kit<'_, T>, error: Errno) -> Effects {
+        let known = self.state == State::Closing;
+        if matches!(error, Errno::CONNRESET | Errno::PIPE) {
+            kit.counters.resets += 1;
+        } else {
+            kit.counters.failures += 1;
+        }
+        let mut effects = self.finish(kit);
+        if !known {
+            effects.error = Some(error);
+        }
+        effects
+    }
+
+    pub(super) fn finish<T>(&mut self, kit: &mut Kit<'_, T>) -> Effects {
+        self.release(kit);
+        self.input.ended = true;
+        Effects { finished: true, ..Effects::default() }
+    }
+
+    pub(super) fn release<T>(&mut self, kit: &mut Kit<'_, T>) {
+        if self.state == State::Closed {
+            return;
+        }
+        self.state = State::Closed;
+        kit.counters.closed += 1;
+        if let (true, Some(poller)) = (self.interest != 0, kit.poller) {
+            poller.forget(self.fd);
+        }
+        self.interest = 0;
+        if let Some(timer) = self.timer.take() {
+            kit.wheel.cancel(timer);
+        }
+        self.lost = self.wire.len() - self.wire_start;
+        self.wire_start = 0;
+        kit.pool.give(std::mem::take(&mut self.wire));
+        self.input.settle(kit.pool);
+    }
+
+    /// Watch the socket for just what can be done now.
+    #[inline]
+    pub(super) fn update<T>(&mut self, kit: &mut Kit<'_, T>, token: Token) {
+        let mut events = 0;
+        let pending = self.wire.len() > self.wire_start;
+        let reads = match self.state {
+            State::Closed => return,
+            State::Opening => true,
+            State::Closing => !self.input.ended,
+            State::Open => {
+                !self.input.ended
+                    && (self.hungry || self.input.size() < CHUNK.min(self.max_pending))
+                    && self.wire.len() - self.wire_start <= self.max_pending
+            }
+        };
+        if reads {
+            events = READ;
+        }
+        if pending && !self.deferred {
+            events |= WRITE;
+        }
+        if events != self.interest
+            && let Some(poller) = kit.poller
+        {
+            if events == 0 {
+                // Not just watched for nothing: a hang-up would be reported all the same, again and again.
+                poller.forget(self.fd);
+            } else if poller.watch(self.fd, token, events, self.interest != 0).is_err() {
+                // Out of memory, or of watches: the stream's deadlines will end it.
+                return;
+            }
+            self.interest = events;
+        }
+        if self.hungry || pending || self.state != State::Open {
+            self.arm(kit, token);
+        }
+    }
+
+    #[inline]
+    pub(super) fn arm<T>(&mut self, kit: &mut Kit<'_, T>, token: Token) {
+        let (when, _) = self.watch.deadline(&self.timeouts);
+        if when >= self.armed {
+            return;
+        }
+        if let Some(timer) = self.timer.take() {
+            kit.wheel.cancel(timer);
+        }
+        self.armed = when;
+        self.timer = Some(kit.wheel.add(when, Ok(token)));
+    }
+}

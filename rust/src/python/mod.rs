@@ -1,0 +1,44 @@
+//! The extension module `longshore._native`: the only place that knows PyO3.
+//!
+//! It lends the engine to nobody: each method borrows it, notes what is to be told, gives it back, and only then calls
+//! Python.  Classes are frozen; what they hold of Python is in cells that are reached under Python's lock.
+
+mod cell;
+mod dispatch;
+mod input;
+mod reactor;
+mod reactor_methods;
+mod stream;
+mod stream_methods;
+mod timer;
+mod words;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pyo3::prelude::*;
+
+/// Run `call`, and make an `InternalError` of a panic.
+#[inline]
+fn shielded<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        Err(words::PANICKED.error(py, (text,)))
+    })
+}
+
+/// The native reactor of Longshore; `longshore.reactor.native` is what makes it one.
+#[pymodule(gil_used = true)]
+mod _native {
+    #[pymodule_export]
+    use super::input::Framing;
+    #[pymodule_export]
+    use super::reactor::Reactor;
+    #[pymodule_export]
+    use super::stream::Stream;
+    #[pymodule_export]
+    use super::timer::Timer;
+}

@@ -1,0 +1,279 @@
+"""The native reactor: `longshore._native` in the shape of the contract.
+
+Streams over IPv4, IPv6 and Unix sockets, without TLS and with a built-in framing, are native; whatever else comes is
+served by the portable `Stream` on the native reactor's watches, connection by connection.  The native half asks this
+file for its words: every error is made here, from the same text that the portable one uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from longshore import _native
+from longshore.buffers import closed, cut_short, named, no_framing, no_separator, peer_closed, shut, too_long
+from longshore.errors import FramingError, IncompleteMessage, InternalError
+from longshore.framing import NEED_MORE, Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
+from longshore.limits import overdue
+from longshore.reactor.acceptor import Acceptor
+from longshore.reactor.clock import Clock
+from longshore.reactor.datagrams import Datagrams
+from longshore.reactor.stream import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from longshore.config import Limits, Timeouts
+    from longshore.reactor import Sink
+
+__all__ = (
+    "NEED_MORE",
+    "NativeReactor",
+    "NativeStream",
+    "closed",
+    "cut_short",
+    "hand_over",
+    "malformed",
+    "no_framing",
+    "no_separator",
+    "overdue",
+    "panicked",
+    "peer_closed",
+    "shut",
+    "too_long",
+    "translate",
+)
+
+_FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6, socket.AF_UNIX})
+#: A limit that no stream reaches, so that sums with it stay numbers of the machine.
+_LARGEST = 1 << 62
+
+
+class NativeStream(_native.Stream):
+    """A stream whose bytes, framing and deadlines are native; the contract is that of `Stream`."""
+
+    __slots__ = ()
+
+    #: Packets are the portable stream's.
+    in_packets = False
+
+
+class NativeReactor(_native.Reactor):
+    """A reactor on epoll, in Rust; Linux only."""
+
+    name = "native"
+
+    def __new__(cls, clock: Clock | None = None) -> NativeReactor:
+        """A reactor that reads the system's clock itself, unless it is given one to go by."""
+        made: NativeReactor = super().__new__(cls, None if clock is None or type(clock) is Clock else clock)
+        return made
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
+        self.clock.attach(self.wake)
+        self._put_off: list[Stream] = []
+        #: Called when a signal came, where the reactor turns beside the main thread.
+        self.on_signal: Callable[[], object] | None = None
+
+    def run(self) -> None:
+        """Turn until `stop`, which may have come before; exceptions that leave a callback leave this too."""
+        with self.hearing_signals():
+            super().run()
+
+    @contextlib.contextmanager
+    def hearing_signals(self) -> Iterator[None]:
+        """While the main thread is inside, signals end the reactor's wait, unless somebody else has arranged that.
+
+        A signal that comes after Python last looked at its flag and before the kernel waits interrupts nothing.
+        Python writes one byte per signal, which an eventfd refuses, so it takes a socket pair.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            reader, writer = map(stack.enter_context, socket.socketpair())
+            reader.setblocking(False)
+            writer.setblocking(False)
+            previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            if previous != -1:
+                signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
+                yield
+                return
+
+            def heard(_events: int) -> None:
+                with contextlib.suppress(BlockingIOError):
+                    reader.recv(4096)
+                if self.on_signal is not None:
+                    self.on_signal()
+
+            # The reactor may turn on another thread, whose business it is to watch.
+            self.post(self.watch, reader, 1, heard)
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(-1)
+                if not self.closed:
+                    self.watch(reader, 0, heard)
+
+    # -- sources ---------------------------------------------------------------------------------------
+
+    def accept(
+        self, listener: socket.socket, owner: Any, accept: Callable[[], tuple[Any, Any]], **options: Any
+    ) -> Acceptor:
+        """Accept on `listener` for `owner` by calling `accept()`; see `Acceptor`."""
+        return Acceptor(self, listener, owner, accept, **options)  # type: ignore[arg-type]
+
+    def stream(
+        self,
+        sock: socket.socket,
+        peer: str,
+        *,
+        sink: Sink,
+        limits: Limits,
+        timeouts: Timeouts,
+        framing: Any = None,
+        tls: Any = None,
+        packets: bool = False,
+    ) -> Any:
+        """Own `sock` as a stream: a native one where that serves it, else a portable one."""
+        if tls is None and not packets and sock.family in _FAMILIES and serves(framing):
+            return NativeStream(self, sock, peer, sink, limits, timeouts, framing)
+        return Stream(
+            self,  # type: ignore[arg-type]
+            sock,
+            peer,
+            sink=sink,
+            limits=limits,
+            timeouts=timeouts,
+            framing=framing,
+            tls=tls,
+            packets=packets,
+        )
+
+    def datagrams(self, sock: socket.socket, receive: Any) -> Datagrams:
+        """Own `sock` as datagrams; see `Datagrams`."""
+        return Datagrams(self, sock, receive)  # type: ignore[arg-type]
+
+    # -- for portable streams --------------------------------------------------------------------------
+
+    def put_off(self, stream: Stream) -> None:
+        """Flush a portable stream once the present callback is over."""
+        self._put_off.append(stream)
+        if len(self._put_off) == 1:
+            self.again(self._flush_put_off)
+
+    def _flush_put_off(self) -> None:
+        put_off, self._put_off = self._put_off, []
+        for stream in put_off:
+            stream.flush()
+
+    def close(self) -> None:
+        """Give everything back; what was posted and not yet called is forgotten."""
+        if not self.closed:
+            self.clock.detach(self.wake)
+            self._put_off.clear()
+        super().close()
+
+
+# -- framings ------------------------------------------------------------------------------------------------
+
+_NATIVE = (Lines, Delimited, LengthPrefixed, FixedSize, Netstring, Raw, type(None))
+
+
+def serves(framing: Any) -> bool:
+    """Whether a framing has a native twin; by its very type, as a subclass may do anything."""
+    return type(framing) in _NATIVE
+
+
+def translate(framing: Any) -> _native.Framing | None:
+    """The native twin of a framing; None if it has none."""
+    kind = type(framing)
+    if framing is None:
+        return _native.Framing.none()
+    if kind is Raw:
+        return _native.Framing.raw()
+    if kind is FixedSize:
+        return _native.Framing.fixed(min(framing.n, _LARGEST))
+    if not serves(framing):
+        return None
+    size, skip = min(framing.max_size, _LARGEST), framing.on_oversize == "skip"
+    if kind is Lines:
+        return _native.Framing.delimited(framing.delimiter, framing.strips_return, framing.keep_end, size, skip)
+    if kind is Delimited:
+        return _native.Framing.delimited(framing.delimiter, False, False, size, skip)
+    if kind is Netstring:
+        return _native.Framing.netstring(size, skip)
+    length = 0 if framing.size == "varint" else framing.size
+    return _native.Framing.prefixed(length, framing.byteorder == "little", size, skip)
+
+
+# -- words ---------------------------------------------------------------------------------------------------
+
+
+def malformed(peer: str, framing: Any, rest: bytes, ended: bool, skipped: int | None) -> FramingError:
+    """The error for input that the native half found to be no message.
+
+    The framing's own decoder says what is wrong, given the same bytes.
+
+    Raises:
+        InternalError: it finds nothing wrong, so one of the two is.
+    """
+    if skipped is not None:
+        return IncompleteMessage(
+            f"{peer}: the stream ended in an oversized message, {skipped + len(rest)} bytes of which were skipped, "
+            f"over max_size={framing.max_size}",
+            hint=f"The peer closed too early, or speaks another framing than {framing!r}.",
+        )
+    decoder = framing.decoder()
+    try:
+        decoder.feed(rest)
+        decoder.next_message()
+        if ended:
+            decoder.end()
+    except FramingError as error:
+        return named(peer, error)
+    raise InternalError(f"{framing!r} and its native twin disagree about {rest[:64]!r} from {peer}")
+
+
+def panicked(text: str) -> InternalError:
+    """The error that stands for a panic."""
+    return InternalError(f"the native reactor broke a promise of its own: {text}", hint="Please report it.")
+
+
+# -- where the native reactor ends ---------------------------------------------------------------------------
+
+
+def hand_over(native: _native.Stream) -> Stream:
+    """Put a portable stream into the place of a native one, which is forgotten: it speaks TLS, and any framing.
+
+    Raises:
+        LongshoreError, OSError: the stream is not open any more.
+    """
+    if native.state != "open":
+        raise native.failure()
+    native.flush()
+    if native.state != "open":
+        raise native.failure()
+    sink, plan = native.surrender()
+    unsent = native.take_output()
+    ended = native.ended
+    unread, sock = native.release()
+    stream = Stream(
+        native.reactor,
+        sock,
+        native.peer,
+        sink=sink,
+        limits=native.limits,
+        timeouts=native.watch.timeouts,
+        framing=native.framing,
+    )
+    stream.continue_as(native, unread=unread, unsent=unsent, ended=ended)
+    sink.attach(stream)
+    if plan is not None:
+        call, subject, receiver, batches = plan
+        # In a turn of its own: the handler that asked for this may still be at work.
+        stream.reactor.again(lambda: stream.dispatch(call, subject, receiver, batches=batches))
+    return stream
