@@ -167,17 +167,13 @@ class _Child:
         timer.start()
         self._job.cut()
 
-    def tell(self, name: str, *args: Any, **named: Any) -> None:
-        """Have the serving process call a verb of its server."""
-        self.wire.send("tell", name, args, named)
-
-    def ask(self, name: str, *args: Any) -> Any:
+    def ask(self, name: str, *args: Any, **named: Any) -> Any:
         """Have the serving process call something of its server, and wait for what it returns."""
         if self.reactor.on_thread:
             raise WouldBlock(f"server.{name} waits for the serving process, which must not be done here")
         number = next(self._numbers)
         question = self._asked[number] = _Question()
-        self.wire.send("ask", number, name, args, {})
+        self.wire.send("ask", number, name, args, named)
         return question.wait()
 
     # -- for the session ---------------------------------------------------------------------------------

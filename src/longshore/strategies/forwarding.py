@@ -21,10 +21,7 @@ class Asker(Protocol):
 
     addresses: tuple[str, ...]
 
-    def tell(self, name: str, *args: Any, **named: Any) -> None:
-        """Have it call a verb."""
-
-    def ask(self, name: str, *args: Any) -> Any:
+    def ask(self, name: str, *args: Any, **named: Any) -> Any:
         """Have it call something, and wait for what that returns."""
 
 
@@ -40,7 +37,10 @@ def forwarding(facade: Any, child: Asker) -> Any:
 
 
 class _Forwarding:
-    """The verbs of a server, for its handlers in children."""
+    """The verbs of a server, for its handlers in children.
+
+    The serving process has the request when a verb returns, so what the handler sends afterwards comes after it.
+    """
 
     _child: Asker
 
@@ -70,23 +70,23 @@ class _Forwarding:
 
     def stop(self) -> None:
         """As `Server.stop`: on a handler's thread it requests and returns."""
-        self._child.tell("stop")
+        self._child.ask("stop")
 
     def drain(self, timeout: float | None = None) -> None:
         """As `Server.drain`, likewise."""
-        self._child.tell("drain", timeout)
+        self._child.ask("drain", timeout)
 
     def pause(self) -> None:
         """As `Server.pause`."""
-        self._child.tell("pause")
+        self._child.ask("pause")
 
     def resume(self) -> None:
         """As `Server.resume`."""
-        self._child.tell("resume")
+        self._child.ask("resume")
 
     def reconfigure(self, **options: Any) -> None:
         """As `Server.reconfigure`."""
-        self._child.tell("reconfigure", **options)
+        self._child.ask("reconfigure", **options)
 
     def wait_stopped(self) -> None:
         """As `Server.wait_stopped`: inside of a handler it returns at once."""

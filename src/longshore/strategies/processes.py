@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from longshore.connection import Connection
-from longshore.errors import WorkerDied
+from longshore.errors import InternalError, WorkerDied
 from longshore.events import HandlerFailed
 from longshore.reactor.clock import Clock
 from longshore.strategies import Session
@@ -40,9 +40,8 @@ __all__ = ("ProcessesStrategy",)
 
 #: Seconds that `close` waits for children that still run, as for threads, and then for those that it has killed.
 PATIENCE = 1.0
-#: What a child may ask of its server, and wait for the answer; and what it may only tell it.
-ANSWERED = ("broadcast", "statistics", "status", "connections")
-TOLD = ("stop", "drain", "pause", "resume", "reconfigure")
+#: What a child may ask of its server beside figures, connections and broadcasts.
+VERBS = ("drain", "pause", "reconfigure", "resume", "stop")
 
 
 class _Session(Session):
@@ -271,19 +270,17 @@ class ProcessesStrategy:
 
     def obey(self, child: Child, verb: str, *args: Any) -> None:
         """Do what a handler asks of its server."""
-        if verb == "tell":
-            name, positional, named = args
-            if name in TOLD:
-                with self.host.calling():
-                    getattr(self.host.facade, name)(*positional, **named)
-        elif verb == "ask":
-            number, name, positional, named = args
-            try:
+        if verb != "ask":
+            return
+        number, name, positional, named = args
+        try:
+            # In a call of the server's own, verbs that end it request and return.
+            with self.host.calling():
                 answer = self._answer(name, positional, named)
-            except Exception as error:
-                child.tell("answer", number, None, pack_error(error))
-            else:
-                child.tell("answer", number, answer, None)
+        except Exception as error:
+            child.tell("answer", number, None, pack_error(error))
+        else:
+            child.tell("answer", number, answer, None)
 
     def _answer(self, name: str, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
         facade = self.host.facade
@@ -293,7 +290,13 @@ class ProcessesStrategy:
             return facade.broadcast(message, None if to is None else [known[i] for i in to if i in known], slow)
         if name == "connections":
             return [(item.id, item.peer, item.local) for item in facade.connections]
-        return facade.statistics() if name == "statistics" else facade.status
+        if name == "statistics":
+            return facade.statistics()
+        if name == "status":
+            return facade.status
+        if name in VERBS:
+            return getattr(facade, name)(*positional, **named)
+        raise InternalError(f"a child asked for {name!r}")
 
     # -- time ------------------------------------------------------------------------------------------
 
