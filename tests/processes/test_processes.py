@@ -72,6 +72,10 @@ def state_of(pid: int) -> str:
     return stat.rpartition(")")[2].split()[0]
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def children_of(pid: int) -> set[int]:
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
@@ -177,6 +181,22 @@ def test_never_more_children_than_max_processes(serve):
     gone = server.events.wait_for(ConnectionClosed)
     order = [event for event in server.events if isinstance(event, (ConnectionOpened, ConnectionClosed))]
     assert order.index(gone) == 2
+
+
+def test_a_dead_child_that_is_not_buried_still_has_its_place(serve):
+    server = serve(limits=Limits(max_processes=1))
+    _, younger = spawners(server)
+    with Client(server.url) as one, Client(server.url) as waiting:
+        pid = ask(one, "pid")
+        waiting.send(b"pid\n")
+        os.kill(younger, signal.SIGSTOP)
+        one.close()
+        eventually(lambda: state_of(pid) == "Z")
+        # The child has told of the end of its connection, so all that is missing is its burial.
+        eventually(lambda: all(item.link.ended for item in tuple(server._admission.sessions)))
+        assert (server.statistics().accepted, server.statistics().connections) == (1, 1)
+        os.kill(younger, signal.SIGCONT)
+        assert waiting.recv_line()
 
 
 def test_the_bound_may_be_changed_while_it_serves(serve):
@@ -467,12 +487,15 @@ def spawners(server) -> tuple[int, ...]:
 def test_a_spawner_that_dies_is_replaced_and_no_connection_notices(serve, which):
     server = serve()
     before = spawners(server)
+    assert [parent_of(pid) for pid in before] == [os.getpid(), before[0]]
     with Client(server.url) as old:
         pid = ask(old, "pid")
         os.kill(before[which], signal.SIGKILL)
         died = server.events.wait_for(SpawnerDied)
         assert (died.pid, died.replaced) == (before[which], True)
         assert ask(old, "pid") == pid
+        # Whoever dies, a spawner will bury it.
+        eventually(lambda: parent_of(pid) == before[1 - which])
         after = spawners(server)
         assert before[1 - which] in after
         assert before[which] not in after

@@ -21,7 +21,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
 from longshore.connection import Connection
-from longshore.errors import ClosedError, ConfigError, LongshoreError, WouldBlock
+from longshore.errors import ClosedError, WouldBlock
 from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
 from longshore.packet_links import PacketLink
 from longshore.packets import are_packets
@@ -29,6 +29,7 @@ from longshore.reactor.clock import Clock
 from longshore.reactor.portable import PortableReactor
 from longshore.socket_links import SocketLink
 from longshore.strategies.blocking import BlockingSession
+from longshore.strategies.forwarding import forwarding
 from longshore.strategies.slots import SharedGuard
 from longshore.strategies.threads import Refused
 from longshore.strategies.wire import Wire, pack_error, unpack_error
@@ -107,7 +108,7 @@ class _Child:
         self.slot: Slot = slots.at(welcome["slot"])
         self._follower = None if welcome["now"] is None else _Follower(welcome["now"])
         self.reactor = PortableReactor(self._follower)
-        self.facade = _forwarding(host.facade, self)
+        self.facade = forwarding(host.facade, self)
         self._job: _Job
         self._numbers = itertools.count(1)
         self._asked: dict[int, _Question] = {}
@@ -166,17 +167,13 @@ class _Child:
         timer.start()
         self._job.cut()
 
-    def tell(self, name: str, *args: Any, **named: Any) -> None:
-        """Have the serving process call a verb of its server."""
-        self.wire.send("tell", name, args, named)
-
-    def ask(self, name: str, *args: Any) -> Any:
+    def ask(self, name: str, *args: Any, **named: Any) -> Any:
         """Have the serving process call something of its server, and wait for what it returns."""
         if self.reactor.on_thread:
             raise WouldBlock(f"server.{name} waits for the serving process, which must not be done here")
         number = next(self._numbers)
         question = self._asked[number] = _Question()
-        self.wire.send("ask", number, name, args, {})
+        self.wire.send("ask", number, name, args, named)
         return question.wait()
 
     # -- for the session ---------------------------------------------------------------------------------
@@ -424,108 +421,3 @@ class _ReplySocket:
     def getsockname(self) -> Any:
         """As `socket.socket.getsockname`."""
         return self._name
-
-
-# -- the server -------------------------------------------------------------------------------------------------
-
-
-def _forwarding(facade: Any, child: _Child) -> Any:
-    """This process's copy of the server, with verbs that go to the serving process.
-
-    The object itself changes its class, so that what users' subclasses add works on: their methods call verbs too.
-    """
-    kind = type(facade)
-    facade.__class__ = type(kind.__name__, (_Forwarding, kind), {"__module__": kind.__module__})
-    facade.__dict__["_child"] = child
-    return facade
-
-
-class _Forwarding:
-    """The verbs of a server, for its handlers in children."""
-
-    _child: _Child
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """The bound URLs."""
-        return self._child.addresses
-
-    @property
-    def status(self) -> str:
-        """As `Server.status`."""
-        return self._child.ask("status")  # type: ignore[no-any-return]
-
-    @property
-    def connections(self) -> tuple[_Fellow, ...]:
-        """The connections that are open now, as far as this process can do something with them."""
-        return tuple(_Fellow(self, *each) for each in self._child.ask("connections"))
-
-    def statistics(self) -> Any:
-        """As `Server.statistics`."""
-        return self._child.ask("statistics")
-
-    def broadcast(self, message: Any, to: Iterable[Any] | None = None, slow: str = "drop") -> int:
-        """As `Server.broadcast`."""
-        numbers = None if to is None else [connection.id for connection in to]
-        return self._child.ask("broadcast", message, numbers, slow)  # type: ignore[no-any-return]
-
-    def stop(self) -> None:
-        """As `Server.stop`: on a handler's thread it requests and returns."""
-        self._child.tell("stop")
-
-    def drain(self, timeout: float | None = None) -> None:
-        """As `Server.drain`, likewise."""
-        self._child.tell("drain", timeout)
-
-    def pause(self) -> None:
-        """As `Server.pause`."""
-        self._child.tell("pause")
-
-    def resume(self) -> None:
-        """As `Server.resume`."""
-        self._child.tell("resume")
-
-    def reconfigure(self, **options: Any) -> None:
-        """As `Server.reconfigure`."""
-        self._child.tell("reconfigure", **options)
-
-    def wait_stopped(self) -> None:
-        """As `Server.wait_stopped`: inside of a handler it returns at once."""
-
-    def start(self) -> Any:
-        """As `Server.start`: it has started."""
-        return self
-
-    serve_forever = wait_stopped
-
-    def subscribe(self, observer: Any) -> Any:
-        """Events happen in the serving process."""
-        raise _elsewhere("subscribe()")
-
-    def every(self, seconds: float, function: Any) -> Any:
-        """So does what is repeated."""
-        raise _elsewhere("every()")
-
-
-def _elsewhere(what: str) -> LongshoreError:
-    return ConfigError(
-        f"{what} was called in a child process, which ends with its connection",
-        hint="Call it before the server starts.",
-    )
-
-
-class _Fellow:
-    """Another connection of the server, which this process can send to."""
-
-    def __init__(self, server: Any, id: int, peer: str, local: str) -> None:
-        self.server = server
-        self.id = id
-        self.peer = peer
-        self.local = local
-
-    def __repr__(self) -> str:
-        return f"<Connection {self.id} {self.local} with {self.peer}>"
-
-    def send(self, message: Any) -> None:
-        """Send one message, unless the peer does not keep up."""
-        self.server.broadcast(message, to=[self])

@@ -10,17 +10,12 @@ Nothing here waits but `close`, and nothing here forks.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import os
-import selectors
 import signal
-import socket
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from longshore.connection import Connection
-from longshore.errors import WorkerDied
+from longshore.errors import InternalError, WorkerDied
 from longshore.events import HandlerFailed
 from longshore.reactor.clock import Clock
 from longshore.strategies import Session
@@ -29,234 +24,24 @@ from longshore.strategies.lineage import turn
 from longshore.strategies.remote import RemoteLink
 from longshore.strategies.slots import CHILDREN
 from longshore.strategies.threads import guarded_call
-from longshore.strategies.wire import CHUNK, Messages, encode, pack_error, unpack_error
+from longshore.strategies.wards import Child
+from longshore.strategies.wire import pack_error, unpack_error
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from longshore.config import Limits
     from longshore.strategies import Host
     from longshore.strategies.lineage import Lineage
+    from longshore.strategies.wards import Owner
 
 __all__ = ("ProcessesStrategy",)
 
 #: Seconds that `close` waits for children that still run, as for threads, and then for those that it has killed.
 PATIENCE = 1.0
-#: What a child may ask of its server, and wait for the answer; and what it may only tell it.
-ANSWERED = ("broadcast", "statistics", "status", "connections")
-TOLD = ("stop", "drain", "pause", "resume", "reconfigure")
-
-_numbers = itertools.count(1)
-
-
-class _Owner(Protocol):
-    """Whom a child works for."""
-
-    label: str
-
-    def heard(self, verb: str, *args: Any) -> None:
-        """The child has said something."""
-
-    def child_over(self, outcome: int | OSError | None) -> None:
-        """It is dead: its exit status (negative: a signal), None if nobody knows, or why there never was one."""
-
-
-class _Child:
-    """One child, its wire, and its death; `welcome` is what it gets to know, `sock` what it gets."""
-
-    def __init__(
-        self, strategy: ProcessesStrategy, owner: _Owner, welcome: dict[str, Any], sock: socket.socket | None
-    ) -> None:
-        self.number = next(_numbers)
-        self.pid: int | None = None
-        self.slot = strategy.lineage.slots.take()
-        self.owner = owner
-        self._strategy = strategy
-        self._lineage = strategy.lineage
-        self._reactor = strategy.host.reactor
-        self._welcome = welcome
-        #: Our copy of its connection, kept until it says that it lives: till then another child may take its place.
-        self._sock = sock
-        self._ours: socket.socket | None = None
-        self._theirs: socket.socket | None = None
-        self._messages = Messages()
-        self._outgoing = bytearray()
-        #: What was said to it and may have to be said again.
-        self._unheard: list[bytes] = []
-        self._greeted = self._orphan = self._doomed = False
-        self.over = False
-
-    def begin(self) -> None:
-        """Have it forked."""
-        self._strategy.children.add(self)
-        self.tell("welcome", self._welcome | {"slot": self.slot.index})
-        self._fork()
-
-    def _fork(self) -> None:
-        if self._lineage.extinct:
-            self._finish(OSError("no process is left that could fork one"))
-            return
-        try:
-            self._ours, self._theirs = socket.socketpair()
-        except OSError as error:
-            self._finish(error)
-            return
-        self._ours.setblocking(False)
-        self._orphan = False
-        self._messages = Messages()
-        self._outgoing = bytearray(b"".join(self._unheard))
-        self._lineage.fork(self, [self._theirs] if self._sock is None else [self._theirs, self._sock])
-        self._flush()
-
-    # -- the wire --------------------------------------------------------------------------------------
-
-    def tell(self, verb: str, *args: Any) -> None:
-        """Say something to it; from any thread."""
-        data = encode(verb, *args)
-        if self._reactor.on_thread:
-            self._say(data)
-        else:
-            self._reactor.post(self._say, data)
-
-    def _say(self, data: bytes) -> None:
-        if not self._greeted:
-            self._unheard.append(data)
-        if self._ours is not None:
-            self._outgoing += data
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._ours is None:
-            return
-        try:
-            while self._outgoing:
-                del self._outgoing[: self._ours.send(self._outgoing)]
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError:
-            # It is gone, as the end of its stream tells.
-            self._outgoing.clear()
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
-        self._reactor.watch(self._ours, events, self.ready)
-
-    @property
-    def source(self) -> tuple[socket.socket, Callable[[int], object]] | None:
-        """What to watch if the reactor does not."""
-        return None if self._ours is None else (self._ours, self.ready)
-
-    def ready(self, events: int) -> None:
-        """The wire can be written, or has something to read."""
-        if events & selectors.EVENT_WRITE:
-            self._flush()
-        if events & selectors.EVENT_READ:
-            self._read()
-
-    def _read(self) -> bool:
-        """Take what has come; False if there was nothing."""
-        if self._ours is None:
-            return False
-        try:
-            data = self._ours.recv(CHUNK)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError:
-            data = b""
-        if not data:
-            self._hang_up()
-            if self._orphan:
-                self._stream_ended()
-            return False
-        for verb, args in self._messages.feed(data):
-            if verb == "hello":
-                self._hello(*args)
-            else:
-                self.owner.heard(verb, *args)
-        return True
-
-    def _hello(self, pid: int) -> None:
-        self.pid = pid
-        self._greeted = True
-        self._unheard.clear()
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Close our copies of what the child has."""
-        self._close_theirs()
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
-
-    def _close_theirs(self) -> None:
-        if self._theirs is not None:
-            self._theirs.close()
-            self._theirs = None
-
-    def _hang_up(self) -> None:
-        if self._ours is not None:
-            self._reactor.watch(self._ours, 0, self.ready)
-            self._ours.close()
-            self._ours = None
-
-    # -- its life, as the spawners tell it ---------------------------------------------------------------
-
-    def forked(self, pid: int) -> None:
-        """It lives; its connection is kept until it says so itself."""
-        self.pid = pid
-        self._close_theirs()
-        if self._doomed:
-            self.kill()
-
-    def refused(self, error: OSError) -> None:
-        """The system does not let it be forked."""
-        self._finish(error)
-
-    def died(self, status: int) -> None:
-        """It is dead: take what it has left behind."""
-        while self._read():
-            pass
-        self._finish(status)
-
-    def orphaned(self) -> None:
-        """Its spawner is dead, and whether it was forked at all is told by its wire."""
-        self._orphan = True
-        self._close_theirs()
-        if self._ours is None:
-            self._stream_ended()
-
-    def _stream_ended(self) -> None:
-        if self.over:
-            return
-        if self._greeted or self.pid is not None:
-            self._finish(None)
-        else:
-            # It never lived, so nobody has read a byte of its connection: let another one be forked.
-            self._fork()
-
-    def kill(self) -> None:
-        """End it for sure, at the latest when it has been forked."""
-        self._doomed = True
-        if self.pid is None or self.over:
-            return
-        self._lineage.kill(self.pid)
-        if self._lineage.extinct and self._ours is not None:
-            # Somebody holds the other end of its wire, so it lives, and its number is its own.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-
-    def give_up(self) -> None:
-        """Wait no longer to be told of its death."""
-        self._finish(None)
-
-    def _finish(self, outcome: int | OSError | None) -> None:
-        if self.over:
-            return
-        self.over = True
-        self._let_go()
-        self._hang_up()
-        self._lineage.forget(self)
-        self._strategy.children.discard(self)
-        self.owner.child_over(outcome)
-        self._lineage.slots.give_back(self.slot)
+#: What a child may ask of its server beside figures, connections and broadcasts.
+VERBS = ("drain", "pause", "reconfigure", "resume", "stop")
 
 
 class _Session(Session):
@@ -268,7 +53,7 @@ class _Session(Session):
         self._strategy = strategy
         self.label = f"{host.handler.name} for {peer}"
         welcome = {"peer": peer, "local": local, "tls": tls is not None} | strategy.introduction()
-        self._child = _Child(strategy, self, welcome, sock)
+        self._child = strategy.child(self, welcome, sock)
         self.link = RemoteLink(
             self._child.tell,
             self._child.slot,
@@ -369,7 +154,7 @@ class _Datagram:
         self.label = f"{strategy.host.handler.name} for {peer}"
         welcome = {"peer": peer, "data": data, "address": address, "local": reply.local}
         welcome["name"] = reply.socket_for_handler().getsockname()
-        self.child = _Child(strategy, self, welcome | strategy.introduction(), None)
+        self.child = strategy.child(self, welcome | strategy.introduction(), None)
 
     def heard(self, verb: str, *args: Any) -> None:
         """Act on one message of the child."""
@@ -420,9 +205,9 @@ class ProcessesStrategy:
     def __init__(self, host: Host, lineage: Lineage) -> None:
         self.host = host
         self.lineage = lineage
-        self.children: set[_Child] = set()
+        self.children: set[Child] = set()
         #: Those that had to be killed, as they ended neither by themselves nor when they were asked to.
-        self.abandoned: dict[_Child, str] = {}
+        self.abandoned: dict[Child, str] = {}
         #: When children were last asked to end, in real time.
         self.last_cut: float | None = None
         self._crew = Crew(lambda: host.limits.max_threads)
@@ -460,6 +245,10 @@ class ProcessesStrategy:
         if isinstance(leaving, KeyboardInterrupt):
             self.host.emit(HandlerFailed(handler=name, peer=None, error=leaving))
 
+    def child(self, owner: Owner, welcome: dict[str, Any], sock: socket.socket | None) -> Child:
+        """A child to be begun."""
+        return Child(self.host.reactor, self.lineage, self.children, owner, welcome, sock)
+
     def introduction(self) -> dict[str, Any]:
         """What every child gets to know: its memory is that of the server's start."""
         host = self.host
@@ -479,21 +268,19 @@ class ProcessesStrategy:
         if error is not None:
             self.host.emit(HandlerFailed(handler=self.host.handler.name, peer=peer, error=error))
 
-    def obey(self, child: _Child, verb: str, *args: Any) -> None:
+    def obey(self, child: Child, verb: str, *args: Any) -> None:
         """Do what a handler asks of its server."""
-        if verb == "tell":
-            name, positional, named = args
-            if name in TOLD:
-                with self.host.calling():
-                    getattr(self.host.facade, name)(*positional, **named)
-        elif verb == "ask":
-            number, name, positional, named = args
-            try:
+        if verb != "ask":
+            return
+        number, name, positional, named = args
+        try:
+            # In a call of the server's own, verbs that end it request and return.
+            with self.host.calling():
                 answer = self._answer(name, positional, named)
-            except Exception as error:
-                child.tell("answer", number, None, pack_error(error))
-            else:
-                child.tell("answer", number, answer, None)
+        except Exception as error:
+            child.tell("answer", number, None, pack_error(error))
+        else:
+            child.tell("answer", number, answer, None)
 
     def _answer(self, name: str, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
         facade = self.host.facade
@@ -503,7 +290,13 @@ class ProcessesStrategy:
             return facade.broadcast(message, None if to is None else [known[i] for i in to if i in known], slow)
         if name == "connections":
             return [(item.id, item.peer, item.local) for item in facade.connections]
-        return facade.statistics() if name == "statistics" else facade.status
+        if name == "statistics":
+            return facade.statistics()
+        if name == "status":
+            return facade.status
+        if name in VERBS:
+            return getattr(facade, name)(*positional, **named)
+        raise InternalError(f"a child asked for {name!r}")
 
     # -- time ------------------------------------------------------------------------------------------
 
