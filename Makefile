@@ -16,7 +16,10 @@ BENCH := PYTHONPATH=src $(BENCH_VENV)/bin/python -m bench
 BENCH_CARGO := --manifest-path bench/native/Cargo.toml
 # The native reactor is rebuilt when its sources change; without cargo there is none, and setup.py says so.
 RUST := setup.py rust/Cargo.toml rust/Cargo.lock rust/build.rs $(shell find rust/src -name '*.rs')
-CARGO := $(shell command -v cargo)
+# A cargo on the PATH may be a shim without a toolchain, or cut off from its registry: then Rust is not checked, and said so.
+RUST_WORKS = cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 \
+	&& cargo fetch --quiet --locked --manifest-path rust/Cargo.toml >/dev/null 2>&1 \
+	&& cargo fetch --quiet --locked $(BENCH_CARGO) >/dev/null 2>&1
 
 # The newest Python on the PATH that is new enough and can make environments; PYTHON=... overrides it.
 # Debian ships python3 without ensurepip until python3-venv is there, so that is asked for too.
@@ -71,7 +74,7 @@ PORTABLE := tests/contract/test_conversations.py tests/contract/test_bad_input.p
 
 .PHONY: cargo
 cargo:
-	@if [ -n '$(CARGO)' ]; then cd rust && cargo test --locked --quiet; fi
+	@if $(RUST_WORKS); then cd rust && cargo test --locked --quiet; fi
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## Throw a million random inputs at the native framings, and compare with the portable ones
@@ -93,15 +96,14 @@ lint: $(STAMP) ## Check format, style, types and layers
 	$(BIN)/mypy src
 	@if ls src/longshore/_native*.so >/dev/null 2>&1; then \
 		$(BIN)/python -m mypy.stubtest --concise longshore._native; fi
-	@if [ -n '$(CARGO)' ]; then cd rust && cargo fmt --check && \
-		cargo clippy --locked --quiet --all-targets -- -D warnings && \
-		cargo clippy --locked --quiet --features python --lib -- -D warnings; fi
 	$(BIN)/lint-imports --no-logo
-	@if cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 \
-		&& cargo fetch --quiet --locked $(BENCH_CARGO) >/dev/null 2>&1; then \
-		set -x; cargo fmt --check $(BENCH_CARGO) && \
+	@if $(RUST_WORKS); then set -x; \
+		cargo fmt --check --manifest-path rust/Cargo.toml && \
+		cargo clippy --locked --quiet --all-targets --manifest-path rust/Cargo.toml -- -D warnings && \
+		cargo clippy --locked --quiet --features python --lib --manifest-path rust/Cargo.toml -- -D warnings && \
+		cargo fmt --check $(BENCH_CARGO) && \
 		cargo clippy --quiet --locked --all-targets $(BENCH_CARGO) -- -D warnings; \
-	else echo 'cargo with rustfmt and clippy, or its packages, cannot be had; bench/native is not checked.'; fi
+	else echo 'cargo with rustfmt and clippy, or its packages, cannot be had; the Rust sources are not checked.'; fi
 
 .PHONY: format
 format: $(STAMP) ## Put the code into its format, and mend what can be mended
