@@ -16,7 +16,9 @@ from longshore.framing import LengthPrefixed
 from longshore.reactor import create
 from longshore.testing import Client, Clock, running_server
 
-native = pytest.importorskip("longshore.reactor.native", reason="the native reactor was not built")
+native = pytest.importorskip(
+    "longshore.reactor.native", reason="the native reactor was not built", exc_type=ImportError
+)
 
 
 class Conversing(MessageHandler):

@@ -11,7 +11,9 @@ import pytest
 from longshore.errors import FramingError
 from longshore.framing import NEED_MORE, Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
 
-native = pytest.importorskip("longshore.reactor.native", reason="the native reactor was not built")
+native = pytest.importorskip(
+    "longshore.reactor.native", reason="the native reactor was not built", exc_type=ImportError
+)
 
 COUNT = int(os.environ.get("LONGSHORE_FUZZ", "4000"))
 
