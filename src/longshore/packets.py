@@ -1,6 +1,6 @@
 """Packets: what is particular to sockets whose every read and write is one message.
 
-The only place that knows how datagrams, SOCK_SEQPACKET and raw sockets differ there.  It reads and sends nothing.
+The only place that knows how datagrams, SOCK_SEQPACKET and raw sockets differ there.  It waits for nothing.
 
 Facts, and what follows from them:
 
@@ -14,8 +14,12 @@ Facts, and what follows from them:
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
-__all__ = ("PACKET", "Packets", "are_packets")
+if TYPE_CHECKING:
+    from collections import deque
+
+__all__ = ("PACKET", "Packets", "are_packets", "send_packets")
 
 #: The largest packet that is read whole, in bytes.
 PACKET = 65_536
@@ -55,3 +59,21 @@ class Packets:
         """
         if not data and self.ends:
             raise ValueError(f"an empty message cannot be sent to {peer}: it would read as the end of the connection")
+
+
+def send_packets(sock: socket.socket, view: memoryview, lengths: deque[int]) -> int:
+    """Send what the kernel takes of the packets in `view`, which it takes whole or not at all; how many bytes.
+
+    `lengths` loses those that were sent.
+
+    Raises:
+        OSError: the system refuses one.
+    """
+    done = 0
+    try:
+        while lengths:
+            done += sock.send(view[done : done + lengths[0]])
+            lengths.popleft()
+    except (BlockingIOError, InterruptedError):
+        pass
+    return done

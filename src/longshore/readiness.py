@@ -58,6 +58,8 @@ class Signals:
     __slots__ = ("_poller", "_reader", "_writer")
 
     def __init__(self) -> None:
+        # A signal handler may raise anywhere in here, and then this object ends half made.
+        self._reader = self._writer = -1
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -66,7 +68,8 @@ class Signals:
 
     def __del__(self) -> None:
         for descriptor in (self._reader, self._writer):
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def ready(self, sock: socket.socket, events: int, deadline: float | None) -> bool:
         """As the function `ready`, on the main thread; what signal handlers raise leaves it."""

@@ -8,17 +8,21 @@ import os
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
+#: What a machine without Rust cannot import.
+NATIVE = pytest.mark.skipif(find_spec("longshore._native") is None, reason="the native reactor was not built")
 MODULES = sorted(
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
     for path in SOURCE.rglob("*.py")
     if path.name != "__main__.py"
 )
+IMPORTABLE = [pytest.param(name, marks=NATIVE) if name == "longshore.reactor.native" else name for name in MODULES]
 OWN_FILES = sorted(
     path for folder in ("src", "tests", "examples", "docs") for path in (ROOT / folder).rglob("*.py") if path.is_file()
 )
@@ -37,7 +41,7 @@ def names_defined_in(tree: ast.Module) -> set[str]:
     return {name for name in found if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", IMPORTABLE)
 def test_a_module_lists_its_public_names_in_a_tuple(name):
     module = importlib.import_module(name)
     listed = getattr(module, "__all__", None)
@@ -46,12 +50,12 @@ def test_a_module_lists_its_public_names_in_a_tuple(name):
     assert [item for item in listed if not hasattr(module, item)] == [], f"{name}.__all__ lists what is not there"
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", IMPORTABLE)
 def test_a_module_tells_what_it_is(name):
     assert (importlib.import_module(name).__doc__ or "").strip(), f"{name} has no docstring"
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", IMPORTABLE)
 def test_a_module_lists_what_other_modules_import_from_it(name):
     """A package hands on what its modules define; any other module lists what it defines and others use."""
     module = importlib.import_module(name)

@@ -235,7 +235,8 @@ class _Child:
         with theirs, _blocked(signal.SIGINT):
             self._process = subprocess.Popen(
                 command,
-                env=os.environ | {VARIABLE: describe(listeners, theirs)},
+                # A cached .pyc is told from its source by size and whole seconds, which an edit may leave as they were.
+                env=os.environ | {VARIABLE: describe(listeners, theirs), "PYTHONDONTWRITEBYTECODE": "1"},
                 pass_fds=[*descriptors, theirs.fileno()],
             )
         threading.Thread(target=self._wait, args=(events,), name="longshore-reload-wait", daemon=True).start()

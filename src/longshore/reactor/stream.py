@@ -27,7 +27,7 @@ from longshore.buffers import InputBuffer, PacketBuffer, closed, shut
 from longshore.errors import LongshoreError
 from longshore.lifecycle import CONNECTION, Machine
 from longshore.limits import Watch, overdue
-from longshore.packets import Packets
+from longshore.packets import Packets, send_packets
 from longshore.reactor.dispatch import Dispatch
 from longshore.reactor.waiters import Waiters
 from longshore.tls import Session, TLSError
@@ -375,7 +375,10 @@ class Stream:
             before = self.pending
             try:
                 with memoryview(wire) as view:
-                    count = self.socket.send(view) if self._packets is None else self._send_packets(view)
+                    if self._packets is None:
+                        count = self.socket.send(view)
+                    else:
+                        count = send_packets(self.socket, view, self._lengths)
             except (BlockingIOError, InterruptedError):
                 count = 0
             except OSError as error:
@@ -398,18 +401,6 @@ class Stream:
                 return
         self._update()
         self._output_sent()
-
-    def _send_packets(self, view: memoryview) -> int:
-        """Send what the kernel takes, one write at a time; it takes a packet whole or not at all."""
-        lengths = self._lengths
-        done = 0
-        try:
-            while lengths:
-                done += self.socket.send(view[done : done + lengths[0]])
-                lengths.popleft()
-        except (BlockingIOError, InterruptedError):
-            pass
-        return done
 
     def _output_sent(self) -> None:
         """Go on with what waits for the last byte to leave: our end of the stream, then the linger."""

@@ -248,6 +248,8 @@ class BlockingSession(Session):
     def _arm(self) -> None:
         if not self.handler_running or self.guard.failure is not None:
             return
+        # Said before looking: a handler that begins to wait meanwhile sees it and asks again, or is seen here.
+        self.guard.armed = math.inf if self._timer is None else self._timer.when
         when, _ = self.guard.watch.deadline()
         if when == math.inf or (self._timer is not None and self._timer.when <= when):
             return
