@@ -443,9 +443,10 @@ class Server:
     def _repeat(self, seconds: float, function: Callable[[], Any], first: bool = False) -> None:
         if self.status in ("draining", "stopping", "stopped"):
             return
+        # Armed before it is called, so that whoever sees a call may count on the next one.
+        self.reactor.call_later(seconds, self._repeat, seconds, function)
         if not first:
             self._strategy.call(function)
-        self.reactor.call_later(seconds, self._repeat, seconds, function)
 
     def _pause(self) -> None:
         if self.status == "serving":
