@@ -14,7 +14,7 @@ from longshore.errors import ClosedError, ConfigError, FramingError, IncompleteM
 from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from longshore.framing import Decoder, Framing
 
@@ -177,6 +177,15 @@ class InputBuffer:
         if self.ended:
             return self._cut(len(self._raw))
         return NEED_MORE
+
+    def lines(self, limit: int) -> Iterator[bytes]:
+        """The lines that are there, each as `take_line` gives it, up to the one that is not, or the end.
+
+        Raises:
+            MessageTooLarge: no line end within `limit` bytes.
+        """
+        while (line := self.take_line(limit)) is not NEED_MORE and line:
+            yield line
 
     def take_line_up_to(self, size: int) -> Any:
         """A line with its end, or its first `size` bytes if it is longer."""
