@@ -4,10 +4,12 @@
 //! Python.  Classes are frozen; what they hold of Python is in cells that are reached under Python's lock.
 
 mod cell;
+mod datagrams;
 mod dispatch;
 mod input;
 mod reactor;
 mod reactor_methods;
+mod sender;
 mod stream;
 mod stream_methods;
 mod timer;
@@ -34,9 +36,13 @@ fn shielded<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R
 #[pymodule(gil_used = true)]
 mod _native {
     #[pymodule_export]
+    use super::datagrams::Datagrams;
+    #[pymodule_export]
     use super::input::Framing;
     #[pymodule_export]
     use super::reactor::Reactor;
+    #[pymodule_export]
+    use super::sender::Origin;
     #[pymodule_export]
     use super::stream::Stream;
     #[pymodule_export]
