@@ -422,7 +422,7 @@ class Server:
         self._running = True
         for listener in self._listeners:
             if listener.kind == "datagram":
-                self.services.append(DatagramService(self, listener.socket, listener.url, self._strategy.datagram))
+                self.services.append(DatagramService(self, listener.socket, listener.url, self._strategy))
         listening = [listener for listener in self._listeners if listener.kind != "datagram"]
         self._admission.open(listening, self._strategy, self._targets.tls_context)
         for seconds, function in self._repeating:
