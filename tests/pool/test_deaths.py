@@ -11,10 +11,10 @@ import sys
 import time
 
 import pytest
-from pool import tasks
-from pool.test_tasks import PATIENCE, gone, text_of
 
 from longshore import WorkerDied
+from pool import tasks
+from pool.test_tasks import PATIENCE, gone, text_of
 
 MIB = 1 << 20
 #: `make stress` asks for more.
