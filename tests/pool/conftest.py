@@ -7,12 +7,13 @@ import contextlib
 import pytest
 
 from longshore.shared import Pool
-from longshore.testing import no_leaks
+from longshore.testing import _settle_event_loops, no_leaks
 
 
 @pytest.fixture
 def make_pool():
     """Make pools; when the test is over they are shut down and have left nothing."""
+    _settle_event_loops()
     with no_leaks(), contextlib.ExitStack() as stack:
 
         def make(place=2, *args, **options):

@@ -6,6 +6,7 @@ The only place that pickles calls and reads their outcomes.  Here are no process
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -100,11 +101,7 @@ class Call:
             cause.__cause__ = error
             self.fail(cause)
             return
-        try:
-            self.future.set_result(value)
-        except concurrent.futures.InvalidStateError:
-            # It was cancelled meanwhile.
-            pass
+        self._tell(self.future.set_result, value)
 
     def fail_packed(self, payload: bytes | bytearray) -> None:
         """It has raised; `payload` is what `pack_error` made of it, pickled."""
@@ -112,10 +109,17 @@ class Call:
 
     def fail(self, error: BaseException) -> None:
         """It has failed."""
+        self._tell(self.future.set_exception, error)
+
+    def _tell(self, verb: Callable[[Any], object], value: Any) -> None:
         try:
-            self.future.set_exception(error)
+            verb(value)
         except concurrent.futures.InvalidStateError:
+            # It was cancelled meanwhile.
             pass
+        except BaseException:
+            # Where `concurrent.futures` reports callbacks that raise; what it lets through would end the pool's thread.
+            logging.getLogger("concurrent.futures").exception("exception calling callback for %r", self.future)
 
 
 class Backend(Protocol):

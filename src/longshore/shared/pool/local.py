@@ -113,12 +113,16 @@ class Local:
         """Forget it, or kill the process that runs it."""
         with self._lock:
             process: Member | None = call.place
-            if process is None or process.call is not call:
+            if process is not None and process.call is call:
+                process.call = None
+                process.leaving = True
+            else:
                 # It is dropped when its turn comes.
-                return
-            process.call = None
-            process.leaving = True
-        self._post(self._kill, process)
+                process = None
+        if process is not None:
+            self._post(self._kill, process)
+        elif self._closing is not None:
+            self._post(self._close_if_done)
 
     def close(self, closed: Callable[[], object]) -> None:
         """End once nothing is queued and nothing runs; then call `closed()`."""
@@ -336,6 +340,8 @@ class Local:
             self._know(process, int(payload))
             with self._lock:
                 self._next(process)
+            if self._closing is not None:
+                self._close_if_done()
             return
         if kind == UNFIT:
             name = describe(self._options.initializer)
@@ -501,8 +507,8 @@ class Local:
 
     def _close_if_done(self) -> None:
         with self._lock:
-            while self._queue and self._queue[0].future.cancelled():
-                self._queue.popleft()
+            if self._queue and all(call.future.cancelled() for call in self._queue):
+                self._queue.clear()
             if self._queue or any(process.call is not None for process in self._all.values()):
                 return
             processes = tuple(self._all.values())
