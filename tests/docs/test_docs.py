@@ -152,6 +152,7 @@ def compare(shown: str, printed: str, what: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(60)  # a page is a session of many programs
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

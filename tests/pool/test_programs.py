@@ -1,4 +1,4 @@
-"""Programs: the examples that compute, the command line's --pool, and what multiprocessing's documentation shows."""
+"""Programs: the command line's --pool, and what multiprocessing's documentation shows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.slow
 
 
 @contextlib.contextmanager
-def running(*words, stream="stderr"):
+def running(*words):
     """A Python program, and the first line that it prints; it must end well when it is told to."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    with subprocess.Popen([sys.executable, *map(str, words)], env=environment, text=True, **{stream: -1}) as process:
+    with subprocess.Popen([sys.executable, *map(str, words)], env=environment, text=True, stderr=-1) as process:
         try:
-            yield getattr(process, stream).readline()
+            yield process.stderr.readline()
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0
         finally:
@@ -41,18 +41,6 @@ def primes(tmp_path):
     text = (ROOT / "examples/primes.py").read_text()
     (tmp_path / "primes.py").write_text(text.replace("tcp://127.0.0.1:5000", "tcp://127.0.0.1:0"))
     return tmp_path / "primes.py"
-
-
-def test_the_example_counts_primes_on_this_machine(primes):
-    with running(primes) as line, Client(address_in(line)) as client:
-        assert [client.request(number) for number in (b"10", b"1000")] == [b"4", b"168"]
-
-
-def test_the_example_counts_primes_on_a_cluster_that_is_started_by_one_more_command(primes):
-    pytest.importorskip("distributed")
-    with running(ROOT / "examples/cluster.py", "0", stream="stdout") as url:
-        with running(primes, url.strip()) as line, Client(address_in(line)) as client:
-            assert [client.request(number) for number in (b"10", b"1000")] == [b"4", b"168"]
 
 
 def test_the_command_line_gives_a_server_its_pool(primes):
