@@ -90,7 +90,7 @@ class Session:
         self.is_open = False
         #: Whether the server has ended it.
         self.was_cut = False
-        self._opened_at = host.reactor.now()
+        self.opened_at = host.reactor.now()
         self._failure: tuple[str, BaseException | None] | None = None
         self._gone: tuple[str, BaseException | None] | None = None
         self._ended = False
@@ -184,7 +184,7 @@ class Session:
                 sent=sent,
                 unsent=unsent,
                 messages=0 if connection is None else connection.messages,
-                duration=self.host.reactor.now() - self._opened_at,
+                duration=self.host.reactor.now() - self.opened_at,
             )
         )
         self.host.session_ended(self)
@@ -204,8 +204,8 @@ class Strategy(Protocol):
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
         """A session for a connection, to be begun once it is counted; `tls` is an `ssl.SSLContext` or None."""
 
-    def datagram(self, data: bytes, peer: str, reply: Callable[[bytes], None], address: Any) -> bool:
-        """Take a datagram; False if the strategy is full and it is dropped."""
+    def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
+        """Take a datagram of `reply`, a `peers.Peer`; False if the strategy is full and it is dropped."""
 
     def call(self, function: Callable[[], Any]) -> None:
         """Run a function of the user's in this strategy's manner (`Server.every`)."""
