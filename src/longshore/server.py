@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import threading
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from weakref import WeakSet
 
 from longshore import reactor as reactors
@@ -57,6 +57,13 @@ __all__ = ("DrainReport", "Server", "Statistics")
 BLOCKED = 5.0
 
 
+class TaskPool(Protocol):
+    """What handlers give work to that needs a processor; `longshore.shared.Pool` is one."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run `fn(*args, **kwargs)` elsewhere; what returns is a future."""
+
+
 class Server:
     """Serves one handler on any number of addresses.
 
@@ -66,9 +73,10 @@ class Server:
         framing: what cuts messages.
         strategy: one of `longshore.strategies.NAMES`; None takes the handler's default.
         workers: 1; more processes come with `serve` in a later release.
-        limits, timeouts, tls: see `longshore.config`.
+        limits, timeouts, tls, proxy: see `longshore.config`.
         lifespan: a context manager, or a function that returns one (given the server if it takes an argument),
             entered before the first accept; its value becomes `state`.
+        pool: a `longshore.shared.Pool`, or another executor; handlers have it as `server.pool`.
 
     Raises:
         ConfigError: this combination cannot work.
@@ -98,16 +106,21 @@ class Server:
         proxy: Proxy | None = None,
         lifespan: Any = None,
         shared: Any = None,
-        pool: Any = None,
+        pool: TaskPool | None = None,
     ) -> None:
         if workers != 1:
             raise ConfigError(
                 f"workers={workers!r}: this release serves with one process",
                 hint="Leave workers out, or start the program several times with ?reuse_port=1 in its address.",
             )
-        for name, value in (("proxy", proxy), ("shared", shared), ("pool", pool)):
-            if value is not None:
-                raise ConfigError(f"{name}={value!r}: this release has no {name} yet", hint=f"Leave {name} out.")
+        if shared is not None:
+            raise ConfigError(f"shared={shared!r}: this release has no shared yet", hint="Leave shared out.")
+        if pool is not None and not callable(getattr(pool, "submit", None)):
+            raise ConfigError(
+                f"pool={pool!r}: a server takes a pool", hint="Pass Pool(...); serve() and --pool make one."
+            )
+        #: The executor that was given as `pool`, for what needs a processor; whoever made it ends it.
+        self.pool: TaskPool | None = pool
         Server._all.add(self)
         self.handler: Handler = understand(handler)
         self.limits = limits or Limits()
@@ -134,7 +147,7 @@ class Server:
         self.reactor: PortableReactor = None  # type: ignore[assignment]  # made by start, with its descriptors
         self._reactor_reason = ""
         self._strategy: Strategy = None  # type: ignore[assignment]
-        self._admission = admission = Admission(self, self.strategy_name)
+        self._admission = admission = Admission(self, self.strategy_name, proxy)
         self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
         self.handshake_over = admission.handshake_over
         self._ending = Ending(self, self._machine, admission)
@@ -422,7 +435,7 @@ class Server:
         self._running = True
         for listener in self._listeners:
             if listener.kind == "datagram":
-                self.services.append(DatagramService(self, listener.socket, listener.url, self._strategy.datagram))
+                self.services.append(DatagramService(self, listener.socket, listener.url, self._strategy))
         listening = [listener for listener in self._listeners if listener.kind != "datagram"]
         self._admission.open(listening, self._strategy, self._targets.tls_context)
         for seconds, function in self._repeating:

@@ -4,10 +4,12 @@
 //! Python.  Classes are frozen; what they hold of Python is in cells that are reached under Python's lock.
 
 mod cell;
+mod datagrams;
 mod dispatch;
 mod input;
 mod reactor;
 mod reactor_methods;
+mod sender;
 mod stream;
 mod stream_methods;
 mod taking;
@@ -37,9 +39,13 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use super::datagrams::Datagrams;
+    #[pymodule_export]
     use super::input::{Framing, Lines};
     #[pymodule_export]
     use super::reactor::Reactor;
+    #[pymodule_export]
+    use super::sender::Origin;
     #[pymodule_export]
     use super::stream::Stream;
     #[pymodule_export]

@@ -100,7 +100,9 @@ class Stream:
         #: Why it ended, as `ConnectionClosed` has it.
         self.cause = "finished"
         self._dispatch: Dispatch | None = None
-        self._waiters = Waiters(self)
+        waiters = Waiters(self)
+        self.park, self.unpark = waiters.park, waiters.unpark
+        self.expect, self.wake = waiters.expect, waiters.wake
         self._corked = False
         self._machine = Machine(CONNECTION)
         self._plain = bytearray()
@@ -188,22 +190,6 @@ class Stream:
 
     # -- telling ---------------------------------------------------------------------------------------
 
-    def park(self, waiter: Callable[[], object]) -> None:
-        """As `Waiters.park`."""
-        self._waiters.park(waiter)
-
-    def unpark(self, waiter: Callable[[], object]) -> None:
-        """As `Waiters.unpark`."""
-        self._waiters.unpark(waiter)
-
-    def expect(self, waiter: Callable[[], object]) -> bool:
-        """As `Waiters.expect`."""
-        return self._waiters.expect(waiter)
-
-    def wake(self) -> None:
-        """As `Waiters.wake`."""
-        self._waiters.wake()
-
     def _tell_opened(self) -> None:
         self.wake()
         self.sink.opened()
@@ -244,7 +230,7 @@ class Stream:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self.fail("reset" if isinstance(error, ConnectionError) else "error", error)
+            self.fail(getattr(error, "cause", "reset" if isinstance(error, ConnectionError) else "error"), error)
             return
         if self.state == "closing":
             self._drop(data)

@@ -53,6 +53,8 @@ class _Session(Session):
         self._strategy = strategy
         self.label = f"{host.handler.name} for {peer}"
         welcome = {"peer": peer, "local": local, "tls": tls is not None} | strategy.introduction()
+        welcome["suspect"] = getattr(sock, "suspicion", None) is not None
+        self._welcome = welcome
         self._child = strategy.child(self, welcome, sock)
         self.link = RemoteLink(
             self._child.tell,
@@ -67,6 +69,11 @@ class _Session(Session):
         self._report: tuple[str, BaseException | None, int, int, int, int] | None = None
         self._totals: tuple[int, int, int] | None = None
         self._evicted = False
+
+    def introduce(self, header: Any, via: str) -> None:
+        """It came through a proxy, and its child gets to know that too."""
+        super().introduce(header, via)
+        self._welcome["introduction"] = header, via
 
     def begin(self) -> None:
         """Have the child forked."""
@@ -273,6 +280,9 @@ class ProcessesStrategy:
         if verb != "ask":
             return
         number, name, positional, named = args
+        if name == "submit":
+            self._submit(child, number, positional, named)
+            return
         try:
             # In a call of the server's own, verbs that end it request and return.
             with self.host.calling():
@@ -281,6 +291,23 @@ class ProcessesStrategy:
             child.tell("answer", number, None, pack_error(error))
         else:
             child.tell("answer", number, answer, None)
+
+    def _submit(self, child: Child, number: int, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Give a task to the server's pool; the child hears when it is over."""
+
+        def over() -> None:
+            try:
+                child.tell("answer", number, future.result(0), None)
+            except BaseException as error:
+                child.tell("answer", number, None, pack_error(error))
+
+        try:
+            future = self.host.facade.pool.submit(*positional, **named)
+        except Exception as error:
+            child.tell("answer", number, None, pack_error(error))
+        else:
+            reactor = self.host.reactor
+            future.add_done_callback(lambda _: None if reactor.closed else reactor.post(over))
 
     def _answer(self, name: str, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
         facade = self.host.facade
