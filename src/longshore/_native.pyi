@@ -12,7 +12,15 @@ from typing_extensions import disjoint_base
 
 from longshore.config import Limits, Timeouts
 
-__all__ = ["Datagrams", "Framing", "Origin", "Reactor", "Stream", "Timer"]
+__all__ = ["Accepting", "Datagrams", "Framing", "Origin", "Reactor", "Stream", "Timer"]
+
+@final
+class Accepting:
+    """What takes the connections of one listening socket, by one call of the system each."""
+
+    def __new__(cls, listener: Socket) -> Accepting: ...
+    def __call__(self) -> tuple[Socket, Any]:
+        """The next connection, in non-blocking mode, and its peer's address; errors are those of accept(2)."""
 
 @final
 class Origin:

@@ -200,13 +200,14 @@ class Admission:
 
     def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Take an accepted connection, or turn it away."""
-        peer = format_peer(listener.socket.family, address)
+        peer = format_peer(listener.family, address)
         limit = self._take_places(listener)
         if limit is not None:
             self._turn_away(sock, peer, listener.url, limit)
             return
         self.accepted += 1
-        _set_options(sock, listener)
+        if not listener.hands_down:
+            _set_options(sock, listener)
         session = self._strategy.open(sock, peer, listener.url, self._tls_context if listener.is_tls else None)
         self.sessions.add(session)
         if listener.is_tls:

@@ -3,6 +3,7 @@
 //! It lends the engine to nobody: each method borrows it, notes what is to be told, gives it back, and only then calls
 //! Python.  Classes are frozen; what they hold of Python is in cells that are reached under Python's lock.
 
+mod acceptor;
 mod cell;
 mod datagrams;
 mod dispatch;
@@ -35,6 +36,8 @@ fn shielded<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R
 /// The native reactor of Longshore; `longshore.reactor.native` is what makes it one.
 #[pymodule(gil_used = true)]
 mod _native {
+    #[pymodule_export]
+    use super::acceptor::Accepting;
     #[pymodule_export]
     use super::datagrams::Datagrams;
     #[pymodule_export]
