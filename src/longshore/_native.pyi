@@ -12,7 +12,20 @@ from typing_extensions import disjoint_base
 
 from longshore.config import Limits, Timeouts
 
-__all__ = ["Accepting", "Datagrams", "Framing", "Origin", "Reactor", "Stream", "Timer"]
+__all__ = [
+    "Accepting",
+    "DONE",
+    "Datagrams",
+    "Done",
+    "Framing",
+    "Lines",
+    "Origin",
+    "Reactor",
+    "Stream",
+    "Taking",
+    "Timer",
+    "taking",
+]
 
 @final
 class Accepting:
@@ -79,6 +92,49 @@ class Framing:
 
     def decode(self, pieces: list[bytes], ends: bool) -> tuple[list[bytes], bool, int]:
         """The messages in `pieces`, fed one after the other; whether all went well; how many bytes are left."""
+
+@final
+class Lines:
+    """The lines that have come: it ends where the next one has not, or where the stream has ended."""
+
+    def __iter__(self) -> Lines: ...
+    def __next__(self) -> bytes: ...
+
+@final
+class Taking:
+    """A coroutine that takes input; see `taking`."""
+
+    def __await__(self) -> Taking: ...
+    def __iter__(self) -> Taking: ...
+    def __next__(self) -> Any: ...
+    def send(self, value: Any) -> Any:
+        """As a coroutine's."""
+
+    def throw(self, *error: Any) -> Any:
+        """As a coroutine's."""
+
+    def close(self) -> None:
+        """As a coroutine's."""
+
+@final
+class Done:
+    """An awaitable with nothing to wait for."""
+
+    def __await__(self) -> Done: ...
+    def __iter__(self) -> Done: ...
+    def __next__(self) -> None: ...
+
+#: The one that serves all.
+DONE: Done
+
+def taking(
+    wait: Callable[[float | None], Any],
+    timeout: float | None,
+    take: Callable[..., Any],
+    first: Any = None,
+    second: Any = None,
+) -> Taking:
+    """What `take(first, second)` answers, once that is not `NEED_MORE`; `wait(timeout)` is awaited while it is."""
 
 @final
 class Timer:
@@ -292,6 +348,7 @@ class Stream:
     def take_some(self, count: int) -> Any: ...
     def take_exactly(self, count: int) -> Any: ...
     def take_line(self, limit: int) -> Any: ...
+    def lines(self, limit: int) -> Lines: ...
     def take_line_up_to(self, size: int) -> Any: ...
     def peek(self) -> Any: ...
     def take_until(self, separator: bytes, limit: int) -> Any: ...

@@ -1,5 +1,6 @@
 //! Accepting for Python: the socket object and the address, as `socket.socket.accept` gives them.
 
+use std::io::Error;
 use std::os::fd::{IntoRawFd, RawFd};
 
 use pyo3::intern;
@@ -34,6 +35,9 @@ impl Accepting {
         static SOCKET: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         shielded(py, || {
             let listener: RawFd = self.listener.bind(py).call_method0(intern!(py, "fileno"))?.extract()?;
+            if listener < 0 {
+                return Err(words::refused(py, &Error::from_raw_os_error(libc::EBADF)));
+            }
             let (socket, peer) = engine::accept(listener).map_err(|error| words::refused(py, &error))?;
             let address = address_of(py, peer.name())?;
             let make = SOCKET

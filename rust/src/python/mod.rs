@@ -13,6 +13,7 @@ mod reactor_methods;
 mod sender;
 mod stream;
 mod stream_methods;
+mod taking;
 mod timer;
 mod words;
 
@@ -36,12 +37,14 @@ fn shielded<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R
 /// The native reactor of Longshore; `longshore.reactor.native` is what makes it one.
 #[pymodule(gil_used = true)]
 mod _native {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use super::acceptor::Accepting;
     #[pymodule_export]
     use super::datagrams::Datagrams;
     #[pymodule_export]
-    use super::input::Framing;
+    use super::input::{Framing, Lines};
     #[pymodule_export]
     use super::reactor::Reactor;
     #[pymodule_export]
@@ -49,5 +52,13 @@ mod _native {
     #[pymodule_export]
     use super::stream::Stream;
     #[pymodule_export]
+    use super::taking::{Done, Taking, taking};
+    #[pymodule_export]
     use super::timer::Timer;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::taking::give_slot(module.py());
+        module.add("DONE", super::taking::Done)
+    }
 }

@@ -63,6 +63,8 @@ class NativeStream(_native.Stream):
 
     #: Packets are the portable stream's.
     in_packets = False
+    taking = staticmethod(_native.taking)
+    DONE = _native.DONE
 
 
 class NativeReactor(_native.Reactor):
@@ -127,7 +129,7 @@ class NativeReactor(_native.Reactor):
     def accept(
         self, listener: socket.socket, owner: Any, accept: Callable[[], tuple[Any, Any]], **options: Any
     ) -> Acceptor:
-        """Accept on `listener` for `owner` by calling `accept()`, natively if that only calls accept(2)."""
+        """Accept on `listener` for `owner` by calling `accept()`, or natively if that is only accept(2); see `Acceptor`."""
         if getattr(accept, "is_plain", False):
             accept = _native.Accepting(listener)
         return Acceptor(self, listener, owner, accept, **options)  # type: ignore[arg-type]
