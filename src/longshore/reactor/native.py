@@ -129,7 +129,7 @@ class NativeReactor(_native.Reactor):
     def accept(
         self, listener: socket.socket, owner: Any, accept: Callable[[], tuple[Any, Any]], **options: Any
     ) -> Acceptor:
-        """Accept on `listener` for `owner` by calling `accept()`, or natively if that is only accept(2); see `Acceptor`."""
+        """Accept on `listener` for `owner` by calling `accept`, natively where that asks the system only."""
         if getattr(accept, "is_plain", False):
             accept = _native.Accepting(listener)
         return Acceptor(self, listener, owner, accept, **options)  # type: ignore[arg-type]
