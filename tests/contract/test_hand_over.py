@@ -35,7 +35,7 @@ class Caller:
                 self._client.send(self._outgoing.read())
                 data = self._client.recv()
                 if not data:
-                    raise EOFError("the server has gone")
+                    raise EOFError("the server has gone") from None
                 self._incoming.write(data)
             else:
                 self._client.send(self._outgoing.read())
