@@ -243,7 +243,7 @@ class Admission:
 
     def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Take an accepted connection, or turn it away."""
-        family = listener.socket.family
+        family = listener.family
         peer, who = format_peer(family, address), _who(family, sock, address)
         trusted = who in self._trusted
         # A trusted proxy is not judged, its clients are, each when it is known.
@@ -252,7 +252,8 @@ class Admission:
             self._turn_away(sock, peer, listener.url, limit)
             return
         self.accepted += 1
-        _set_options(sock, listener)
+        if not listener.hands_down:
+            _set_options(sock, listener)
         if trusted and self._proxy is not None:
             introduce = functools.partial(self.introduced, listener)
             self._begin(Prologue(self._host, sock, peer, listener.url, self._proxy, introduce), None)
