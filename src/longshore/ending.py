@@ -6,6 +6,8 @@ happens on the reactor's thread.  It begins once the server is open; a start tha
 
 from __future__ import annotations
 
+import math
+import random
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +28,10 @@ __all__ = ("GRACE", "Ending")
 
 #: Seconds that handlers have to end after their connection was cut, before they are abandoned.
 GRACE = 1.0
+#: Connections that may all be closed at once; of more, the idle ones are closed at about this many a second ...
+JITTERED = 1000
+#: ... but within this many seconds, and within half of the time that the drain has.
+JITTER = 5.0
 
 
 class Ends(Protocol):
@@ -61,17 +67,33 @@ class Ending:
         if self._machine.state not in ("serving", "paused"):
             return
         server = self._server
+        # First of all: who asks whether this server is ready must hear that it is not before a door is shut.
+        server.emit(ServerDraining(connections=len(self._admission.sessions), timeout=timeout))
         self._begin()
         self._machine.to("draining")
         deadline = None if timeout is None else server.reactor.now() + timeout
-        server.emit(ServerDraining(connections=len(self._admission.sessions), timeout=timeout))
         for service in server.services:
             service.finish(deadline)
-        for session in tuple(self._admission.sessions):
-            session.drain(deadline)
+        self._drain_sessions(deadline, timeout)
         if timeout is not None:
             server.reactor.call_later(timeout, self.stop)
         self._finish_if_empty()
+
+    def _drain_sessions(self, deadline: float | None, timeout: float | None) -> None:
+        """Ask every connection to finish: many not at once, as their clients would all come back in that moment."""
+        sessions = tuple(self._admission.sessions)
+        window = min(len(sessions) / JITTERED, JITTER, math.inf if timeout is None else timeout / 2)
+        call_later = self._server.reactor.call_later
+        for session in sessions:
+            # Only who is idle may wait: whoever is at work hears of it now, to make good use of the time.
+            if len(sessions) > JITTERED and session.idle_since() is not None:
+                call_later(random.uniform(0, window), self._drain_one, session, deadline)
+            else:
+                session.drain(deadline)
+
+    def _drain_one(self, session: Session, deadline: float | None) -> None:
+        if session in self._admission.sessions and self._machine.state == "draining":
+            session.drain(deadline)
 
     def stop(self) -> None:
         """Cut what is open, and abandon what has not ended `GRACE` seconds later."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
+from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import format_peer
 from longshore.errors import FramingError
 from longshore.events import DatagramDropped, HandlerFailed
+from longshore.networks import packed
+from longshore.policy import Sparing
 
 if TYPE_CHECKING:
     import socket
@@ -114,6 +117,7 @@ class DatagramService:
         self._keeps_sessions = host.handler.kind == "session"
         self._datagrams: Datagrams = host.reactor.datagrams(sock, self)
         self._expiry: Any = None
+        self._refusals = Sparing()
         self.count = 0
 
     # -- the reactor's side ----------------------------------------------------------------------------
@@ -121,6 +125,10 @@ class DatagramService:
     def received(self, data: bytes, address: Any, info: Any, *, truncated: bool) -> None:
         """One datagram."""
         self.count += 1
+        limit = self._forbidden(address)
+        if limit is not None:
+            self._refuse(format_peer(self.socket.family, address), limit, len(data))
+            return
         peer = self._peer(address, info)
         if truncated:
             self._dropped(peer.peer, "truncated", len(data))
@@ -182,6 +190,24 @@ class DatagramService:
             self._dropped(peer.peer, "malformed", size, error)
         else:
             self.host.emit(HandlerFailed(handler=self.host.handler.name, peer=peer.peer, error=error))
+
+    def _forbidden(self, address: Any) -> str | None:
+        """The limit by which a peer may not be heard; a session counts once for its rate, else each datagram does."""
+        policy = self.host.policy
+        who = packed(address[0]) if self.socket.family in (AF_INET, AF_INET6) else None
+        if who is None:
+            # Unix datagrams come without their sender's user (it would have to be asked for with each).
+            return None
+        limit: str | None = policy.forbids(who)
+        if limit is None and address not in self._sessions:
+            limit = policy.rushes(who, self.host.reactor.now())
+        return limit
+
+    def _refuse(self, peer: str, limit: str, size: int) -> None:
+        count = self._refusals.count(self.host.reactor.now())
+        if count:
+            others = f", with {count - 1} others" if count > 1 else ""
+            self._dropped(peer, f"Limits.{limit}{others}", size)
 
     # -- sessions --------------------------------------------------------------------------------------
 
