@@ -96,3 +96,16 @@ def test_a_flood_of_datagrams_is_told_in_sums(longshore_server, longshore_clock)
             flood.socket.send(b"x")
         assert good.ask(b"hello") == b"hello"
         assert len(server.events.of(DatagramDropped)) == 32
+
+
+def test_what_is_forbidden_changes_at_run_time(served):
+    server = served()
+    with Asking(server, "127.0.0.9") as other, Asking(server) as good:
+        assert other.ask(b"hello") == b"hello"
+        server.reconfigure(limits=Limits(deny=("127.0.0.9",)))
+        assert good.ask(b"hello") == b"hello"
+        other.socket.send(b"hello again")
+        assert server.events.wait_for(DatagramDropped).reason == "Limits.deny"
+        server.reconfigure(limits=Limits())
+        assert good.ask(b"hello") == b"hello"
+        assert other.ask(b"once more") == b"once more"
