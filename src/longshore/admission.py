@@ -59,7 +59,8 @@ class Admission:
         #: Of those that are over: bytes both ways, and messages.
         self.received = self.sent = self.messages = 0
         self._strategy: Strategy
-        self._tls_context: Any = None
+        #: The `ssl.SSLContext` of connections to come.
+        self.tls_context: Any = None
         self._doors: list[_Door] = []
         self._accepting = False
         #: Whether others go on accepting on the same sockets, so that what is queued is theirs.
@@ -75,7 +76,7 @@ class Admission:
     def open(self, listeners: list[Listener], strategy: Strategy, tls_context: Any) -> None:
         """Accept on all listening sockets from now on."""
         self._strategy = strategy
-        self._tls_context = tls_context
+        self.tls_context = tls_context
         self._fit_descriptors()
         self._handlers.maximum = strategy.capacity(self._host.limits)
         self._accepting = True
@@ -282,7 +283,7 @@ class Admission:
             self._release(who)
             self._turn_away(sock, peer, listener.url, self._handshakes.name)
             return
-        session = self._strategy.open(sock, peer, listener.url, self._tls_context if listener.is_tls else None)
+        session = self._strategy.open(sock, peer, listener.url, self.tls_context if listener.is_tls else None)
         if introduction is not None and session.connection is not None:
             session.introduce(*introduction)
         if listener.is_tls:
