@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
@@ -19,10 +19,10 @@ from longshore import strategies
 from longshore.admission import Admission
 from longshore.broadcasting import broadcast
 from longshore.config import Limits, Timeouts
+from longshore.ending import GRACE, Ending
 from longshore.errors import ClosedError, ConfigError
 from longshore.events import (
     HandlerFailed,
-    ServerDraining,
     ServerPaused,
     ServerResumed,
     ServerStarted,
@@ -55,8 +55,6 @@ __all__ = ("DrainReport", "Server", "Statistics")
 
 #: Seconds that a handler may keep the reactor's thread to itself before whoever waits for the end gives up.
 BLOCKED = 5.0
-#: Seconds that handlers have to end after their connection was cut, before they are abandoned.
-GRACE = 1.0
 
 
 class Server:
@@ -131,20 +129,17 @@ class Server:
         self._subscribers = Subscribers()
         self.emit: Callable[[Event], None] = self._subscribers.emit
         self._listeners: list[Listener] = []
-        self._services: list[DatagramService] = []
+        self.services: list[DatagramService] = []
         self._repeating: list[tuple[float, Callable[[], Any]]] = []
-        self._report: DrainReport | None = None
-        self._finished = self._cut = 0
-        self._end_began = 0.0
         self.reactor: PortableReactor = None  # type: ignore[assignment]  # made by start, with its descriptors
         self._reactor_reason = ""
         self._strategy: Strategy = None  # type: ignore[assignment]
         self._admission = admission = Admission(self, self.strategy_name)
         self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
         self.handshake_over = admission.handshake_over
+        self._ending = Ending(self, self._machine, admission)
         self._on_end: Callable[[], object] | None = None
         self._watchdog: Watchdog | None = None
-        self._give_up: threading.Timer | None = None
         self._running = False
 
     # -- what users ask ----------------------------------------------------------------------------------
@@ -155,7 +150,7 @@ class Server:
     @property
     def report(self) -> DrainReport | None:
         """How it ended; None before."""
-        return self._report
+        return self._ending.report
 
     @property
     def status(self) -> str:
@@ -177,7 +172,7 @@ class Server:
         return Statistics(
             state=self.status,
             failed=self._subscribers.failures,
-            datagrams=sum(service.count for service in self._services),
+            datagrams=sum(service.count for service in self.services),
             **self._admission.figures,
         )
 
@@ -263,7 +258,7 @@ class Server:
         Returns:
             The report; None on a thread that is inside one of the server's own calls, where nothing is awaited.
         """
-        return self._end(self._drain, self.timeouts.drain if timeout is None else timeout)
+        return self._end(self._ending.drain, self.timeouts.drain if timeout is None else timeout)
 
     def stop(self) -> DrainReport | None:
         """End now: connections are cut after what is written has left."""
@@ -272,10 +267,10 @@ class Server:
     def _end(self, function: Callable[..., object], *args: Any) -> DrainReport | None:
         if self.status == "new":
             self._machine.to("stopped")
-            self._report = DrainReport(0, 0, (), 0.0)
+            self._ending.report = DrainReport(0, 0, (), 0.0)
             self._ready.open()
             self._stopped.open()
-            return self._report
+            return self.report
         self._request(function, *args)
         if self._is_inside():
             return None
@@ -283,9 +278,9 @@ class Server:
             while not self._stopped.wait(GRACE):
                 if self.reactor.blocked_for > BLOCKED:
                     # Not even the deadline can be kept on that thread; what is there goes on when it lets go.
-                    return self._summary((f"{self.handler.name}, which blocks the reactor",))
+                    return self._ending.summary((f"{self.handler.name}, which blocks the reactor",))
             self._join()
-        return self._report
+        return self.report
 
     def _request(self, function: Callable[..., object], *args: Any) -> None:
         if not self._stopped.is_open and self.reactor is not None:
@@ -348,14 +343,8 @@ class Server:
 
     def session_ended(self, session: Session) -> None:
         """A session is over."""
-        if not self._admission.leave(session):
-            return
-        if self.status in ("draining", "stopping"):
-            if session.was_cut:
-                self._cut += 1
-            else:
-                self._finished += 1
-            self._end_if_empty()
+        if self._admission.leave(session):
+            self._ending.session_ended(session)
 
     # -- start -------------------------------------------------------------------------------------------
 
@@ -427,13 +416,13 @@ class Server:
     def _fail_start(self, error: BaseException) -> None:
         self._start_error = error
         self._machine.to("stopping")
-        self._finish()
+        self._ending.finish()
 
     def _open_doors(self) -> None:
         self._running = True
         for listener in self._listeners:
             if listener.kind == "datagram":
-                self._services.append(DatagramService(self, listener.socket, listener.url, self._strategy.datagram))
+                self.services.append(DatagramService(self, listener.socket, listener.url, self._strategy.datagram))
         listening = [listener for listener in self._listeners if listener.kind != "datagram"]
         self._admission.open(listening, self._strategy, self._targets.tls_context)
         for seconds, function in self._repeating:
@@ -462,7 +451,7 @@ class Server:
         if self.status == "serving":
             self._machine.to("paused")
             self._admission.pause()
-            for service in self._services:
+            for service in self.services:
                 service.pause()
             self.emit(ServerPaused())
 
@@ -470,77 +459,33 @@ class Server:
         if self.status == "paused":
             self._machine.to("serving")
             self._admission.resume()
-            for service in self._services:
+            for service in self.services:
                 service.resume()
             self.emit(ServerResumed())
 
     # -- the end -----------------------------------------------------------------------------------------
 
-    def _drain(self, timeout: float | None) -> None:
-        if self.status not in ("serving", "paused"):
-            return
-        self._end_began = self.reactor.now()
-        self._close_doors()
-        self._machine.to("draining")
-        self.draining = True
-        deadline = None if timeout is None else self.reactor.now() + timeout
-        self.emit(ServerDraining(connections=len(self._admission.sessions), timeout=timeout))
-        for service in self._services:
-            service.finish(deadline)
-        for session in tuple(self._admission.sessions):
-            session.drain(deadline)
-        if timeout is not None:
-            self.reactor.call_later(timeout, self._stop)
-        self._end_if_empty()
-
     def _stop(self) -> None:
-        if self.status in ("stopping", "stopped"):
-            return
         if self.status == "starting":
             self._fail_start(ClosedError("the server was stopped while it started"))
-            return
-        if not self._end_began:
-            self._end_began = self.reactor.now()
-            self._close_doors()
-        self._machine.to("stopping")
-        self.draining = True
-        self._admission.cut()
-        # Real time, also under a clock that tests turn: what is left to wait for are threads.
-        self._give_up = threading.Timer(GRACE, self.reactor.post, (self._abandon,))
-        self._give_up.daemon = True
-        self._give_up.start()
-        self._end_if_empty()
+        else:
+            self._ending.stop()
 
-    def _abandon(self) -> None:
-        if self._stopped.is_open:
-            return
-        self._admission.destroy()
-        self._cut += len(self._admission.sessions)
-        self._finish()
+    def close_doors(self, *, queued: bool) -> None:
+        """Accept no more; `queued` takes in first what the kernel has accepted for us already."""
+        self._admission.close(queued=queued)
+        for listener in self._listeners:
+            if listener.kind != "datagram":
+                listener.close()
 
-    def _end_if_empty(self) -> None:
-        if not self._admission.sessions and self.status in ("draining", "stopping"):
-            if self.status == "draining":
-                self._machine.to("stopping")
-            self._finish()
-
-    def _finish(self) -> None:
-        """Everything is over: let the reactor go."""
-        if self._report is not None:
-            return
-        for service in self._services:
-            service.close()
-        self._report = self._summary()
+    def let_go(self) -> None:
+        """End the reactor, after the lifespan if that needs it."""
         if self._lifespan.is_async:
             self._strategy.call(self._let_go_async)
         else:
-            self._let_go()
+            self._end_reactor()
 
-    def _summary(self, abandoned: tuple[str, ...] = ()) -> DrainReport:
-        seconds = self.reactor.now() - self._end_began if self._end_began else 0.0
-        return DrainReport(self._finished, self._cut, abandoned, seconds)
-
-    def _let_go(self) -> None:
+    def _end_reactor(self) -> None:
         self.reactor.stop()
         if self._on_end is not None:
             self._on_end()
@@ -549,14 +494,7 @@ class Server:
         try:
             await self._lifespan.aexit()
         finally:
-            self._let_go()
-
-    def _close_doors(self) -> None:
-        """Accept no more, but what the kernel has accepted for us already."""
-        self._admission.close(queued=self.status == "serving")
-        for listener in self._listeners:
-            if listener.kind != "datagram":
-                listener.close()
+            self._end_reactor()
 
     def _close(self) -> None:
         """The last thing that happens on the server's thread."""
@@ -567,16 +505,13 @@ class Server:
             self._admission.destroy()
         elif self.status == "starting":
             self._machine.to("stopping")
-        if self._give_up is not None:
-            self._give_up.cancel()
         try:
             self._lifespan.exit()
         except Exception as error:
             self.emit(HandlerFailed(handler="lifespan", peer=None, error=error))
         if self._watchdog is not None:
             self._watchdog.stop()
-        abandoned = self._strategy.close()
-        self._report = replace(self._report or self._summary(), abandoned=abandoned)
+        self._ending.close(self._strategy.close())
         self._admission.close()
         self._release()
 
@@ -587,12 +522,13 @@ class Server:
             self.reactor.close()
         self._running = False
         self._machine.to("stopped")
-        if self._report is not None and self._start_error is None:
-            self.emit(ServerStopped(**asdict(self._report)))
+        if self.report is not None and self._start_error is None:
+            self.emit(ServerStopped(**asdict(self.report)))
         self._ready.open()
         self._stopped.open()
 
     def _join(self) -> None:
-        for thread in (self._thread, self._give_up):
-            if thread is not None and thread.ident is not None and thread is not threading.current_thread():
-                thread.join()
+        self._ending.join()
+        thread = self._thread
+        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
+            thread.join()
