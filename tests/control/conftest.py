@@ -59,10 +59,10 @@ def agent_of():
     """Gives a server that has not started an agent; `ask = agent_of(server)`, then start it."""
     askers = []
 
-    def make(server, cells=None):
+    def make(server, meter=None):
         ours, theirs = socket.socketpair()
         asker = Asker(ours)
-        asker.agent = Agent(server, theirs, cells)
+        asker.agent = Agent(server, theirs, meter)
         askers.append(asker)
         return asker
 

@@ -10,8 +10,10 @@ import pytest
 
 from longshore import Lines, Server, connect
 from longshore.config import Limits, Timeouts
+from longshore.control import Agent
 from longshore.events import ConnectionRejected
-from longshore.observers.metrics import INDEX, SIZE
+from longshore.observers.metrics import COUNTERS, GAUGES, HISTOGRAMS, Meter
+from longshore.region import Region, SharedCounters
 
 
 def echo(connection):
@@ -79,13 +81,13 @@ def test_the_status_counts_what_is_going_on_and_what_is_over(agent_of, strategy,
     with server:
         with connect(server.addresses[0]) as client:
             call(client)
-            status = until(lambda: ask("status"), lambda status: status["counts"]["sent"] == 6)
+            status = until(lambda: ask("status"), lambda status: status["sent"] == 6)
             assert status["state"] == "serving"
             assert status["strategy"] == strategy
             assert status["addresses"] == list(server.addresses)
             assert status["connections"] == 1
-            assert status["counts"]["accepted"] == 1
-            assert status["counts"]["received"] == 6
+            assert status["accepted"] == 1
+            assert status["received"] == 6
 
 
 @each_strategy
@@ -246,8 +248,11 @@ def test_traces_have_an_end_to_their_number_and_a_new_control_process_ends_them(
         refused = ask.answer("trace", peer="127.0.0.1", trace=99)
         assert not refused["ok"]
         assert "16 traces" in refused["error"]
-        ask("greet")
-        ask("trace", peer="127.0.0.1", trace=99)
+        other, theirs = socket.socketpair()
+        server.reactor.post(Agent, server, theirs)
+        other.sendall(b'{"id": 1, "verb": "trace", "trace": 99, "peer": "127.0.0.1"}\n')
+        assert json.loads(other.makefile("rb").readline()) == {"id": 1, "ok": True, "result": {"open": []}}
+        other.close()
 
 
 def test_a_listener_that_does_not_keep_up_misses_events_and_is_told_how_many(agent_of):
@@ -302,23 +307,26 @@ def test_an_agent_is_no_connection_of_its_server(agent_of):
         assert ask("connections") == {"total": 0, "connections": []}
 
 
-def test_the_cells_are_read_without_asking_and_count_how_connections_ended(agent_of):
+def test_figures_are_read_without_asking_and_tell_how_connections_ended(agent_of):
     def stumble(connection):
         if connection.recv(10) == b"bad":
             raise ValueError("no such thing")
 
-    cells = memoryview(bytearray(8 * SIZE)).cast("q")
+    region = Region(COUNTERS, GAUGES, HISTOGRAMS)
+    meter = Meter(region.column(region.take_slot(1)))
     server = Server(stumble, "tcp://127.0.0.1:0", strategy="green")
-    agent_of(server, cells)
+    server.subscribe(meter)
+    ask = agent_of(server, meter)
     with server:
         for data in (b"bad", b"good", b"good"):
             with connect(server.addresses[0]) as client:
                 client.sendall(data)
                 client.recv(1)
-    assert cells[INDEX["closed", "handler failed"]] == 1
-    assert cells[INDEX["closed", "finished"]] == 2
-    assert cells[INDEX["failed", ""]] == 1
-    assert sum(cells[INDEX["duration", bound]] for (name, bound) in INDEX if name == "duration" and bound != "sum") == 3
+        ask("status")
+    total = SharedCounters(region).total()
+    assert (total["closed:handler failed"], total["closed:finished"], total["failures"]) == (1, 2, 1)
+    assert (total["accepted"], total["bytes_received"]) == (3, 11)
+    assert total["connection_seconds"].count == 3
 
 
 def test_json_lines_are_all_that_is_said(agent_of):

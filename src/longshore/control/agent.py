@@ -1,12 +1,11 @@
 """The agent: a server's answers to whoever watches and commands it from another process.
 
-The only thing of `control` that lives in a worker.  It serves one socket, whose other end the control process has, on
-the server's own reactor, so that nothing it reads moves meanwhile; and it counts events into cells that the control
-process reads by itself, also when this process is stuck or dead.
+The only thing of `control` that lives in a worker, besides the counting of events.  It serves one socket, whose other
+end the control process has, on the server's own reactor, so that nothing it reads moves meanwhile.
 
-What is said is a line of JSON each, since lines find their way back: the control process may die and be replaced in the
-middle of one.  A request is `{"id": n, "verb": "status", ...}`, its answer `{"id": n, "ok": true, "result": ...}` or
-`{"id": n, "ok": false, "error": "...", "hint": "..."}`; what it tells unasked has no id.
+What is said is a line of JSON each.  A request is `{"id": n, "verb": "status", ...}`, its answer
+`{"id": n, "ok": true, "result": ...}` or `{"id": n, "ok": false, "error": "...", "hint": "..."}`; what it tells
+unasked has no id.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from longshore.control import census, dials
 from longshore.control.tracing import Traces
 from longshore.errors import ConfigError, LongshoreError
 from longshore.framing import Lines
-from longshore.observers.metrics import Meter
 from longshore.settings import near_match
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, MutableSequence
+    from collections.abc import Callable
 
     from longshore.events import Event
+    from longshore.observers.metrics import Meter
     from longshore.reactor.stream import Stream
     from longshore.server import Server
     from longshore.strategies import Session
@@ -56,12 +55,12 @@ _STATES: dict[type[Event], str] = {
 
 
 class Agent:
-    """Answers for `server` on `sock`, from its start to its end.
+    """Answers for `server` on `sock`, until either of them ends.
 
     Args:
-        server: one that has not started yet.
+        server: one that has not started yet, or that serves; then this is to be called on its reactor's thread.
         sock: one end of a pair of Unix stream sockets; the agent closes it.
-        cells: where events are counted (see `Meter`); a list if None.
+        meter: where it puts figures that no event tells.
 
     Example:
         >>> import socket
@@ -69,17 +68,17 @@ class Agent:
         >>> agent = Agent(Server(echo, "tcp://127.0.0.1:0"), theirs)  # doctest: +SKIP
     """
 
-    def __init__(self, server: Server, sock: socket.socket, cells: MutableSequence[int] | None = None) -> None:
-        self.meter = Meter(cells)
+    def __init__(self, server: Server, sock: socket.socket, meter: Meter | None = None) -> None:
+        self._meter = meter
         self._server = server
         self._socket = sock
         self._stream: Stream | None = None
         self._traces = Traces(self._tell, self._has_room, lambda: self._sessions)
         self._ticks = 0
         self._due = 0.0
-        self._started = 0.0
-        server.subscribe(self.meter)
-        server.subscribe(self._on_event)
+        self._unsubscribe = server.subscribe(self._on_event)
+        if server.status != "new":
+            self._begin()
 
     @property
     def _sessions(self) -> set[Session]:
@@ -93,20 +92,18 @@ class Agent:
         if state is not None:
             self._tell({"event": "state", "state": state})
         if isinstance(event, events.ServerStopped):
-            self._stream = None
-            self._socket.close()
+            self._end()
         elif self._traces.any:
             self._server.reactor.post(self._traces.saw, event)
 
     def _begin(self) -> None:
         self._socket.setblocking(False)
         reactor = self._server.reactor
-        self._started = reactor.now()
         # Its requests are no connection of the server's: nobody counts them, and no drain waits for them.
         self._stream = reactor.stream(
             self._socket,
             "the control process",
-            sink=_Ear(),
+            sink=_Ear(self._end),
             limits=Limits(),
             timeouts=_PATIENT,
             framing=FRAMING,
@@ -115,28 +112,40 @@ class Agent:
         self._stream.dispatch(self._heard, None, _Receiver(self), batches=False)
         self._tick()
 
+    def _end(self) -> None:
+        """The server or the control process has ended."""
+        self._stream = None
+        self._unsubscribe()
+        self._traces.clear()
+        self._socket.close()
+
     def _tick(self) -> None:
+        if self._stream is None:
+            return
         reactor = self._server.reactor
         now = reactor.now()
-        if self._due:
-            self.meter.lagged(max(0.0, now - self._due))
-        if self._ticks % TICKS_PER_SUM == 0:
-            self._sum()
+        if self._meter is not None:
+            if self._due:
+                self._meter.lagged(max(0.0, now - self._due))
+            if self._ticks % TICKS_PER_SUM == 0:
+                self._publish(self._meter)
         self._ticks += 1
         self._due = now + TICK
         reactor.call_at(self._due, self._tick)
 
-    def _sum(self) -> None:
-        """Put into the cells what no event tells: what is going on now."""
-        server, meter = self._server, self.meter
-        figures = server.statistics()
-        received, sent, messages = census.traffic(self._sessions)
-        meter.put("accepted", figures.accepted)
-        meter.put("received", figures.received + received)
-        meter.put("sent", figures.sent + sent)
-        meter.put("messages", figures.messages + messages)
-        meter.put("datagrams", figures.datagrams)
-        meter.put("connections", figures.connections)
+    def _publish(self, meter: Meter) -> None:
+        """Put into shared memory what no event tells."""
+        figures = self._server.statistics()
+        received, sent, pending, messages = census.traffic(self._sessions)
+        meter.put(
+            accepted=figures.accepted,
+            bytes_received=figures.received + received,
+            bytes_sent=figures.sent + sent,
+            bytes_pending=pending,
+            messages=figures.messages + messages,
+            datagrams=figures.datagrams,
+            connections=figures.connections,
+        )
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -177,7 +186,10 @@ class Agent:
     def _status(self) -> dict[str, Any]:
         """What it serves, and its figures now; counts are in the cells."""
         server = self._server
-        self._sum()
+        figures = server.statistics()
+        received, sent, pending, messages = census.traffic(self._sessions)
+        if self._meter is not None:
+            self._publish(self._meter)
         return {
             "pid": os.getpid(),
             "state": server.status,
@@ -185,10 +197,16 @@ class Agent:
             "strategy": server.strategy_name,
             "reactor": server.reactor.name,
             "addresses": list(server.addresses),
-            "age": round(server.reactor.now() - self._started, 3),
-            "connections": len(self._sessions),
+            "connections": figures.connections,
             "max_connections": server.limits.max_connections,
-            "counts": {name: self.meter.total(name) for name in ("accepted", "received", "sent", "messages", "failed")},
+            "accepted": figures.accepted,
+            "rejected": figures.rejected,
+            "failed": figures.failed,
+            "received": figures.received + received,
+            "sent": figures.sent + sent,
+            "pending": pending,
+            "messages": figures.messages + messages,
+            "datagrams": figures.datagrams,
         }
 
     def _connections(self, peer: str = "", sort: str = "age", limit: int = 1000) -> dict[str, Any]:
@@ -232,14 +250,8 @@ class Agent:
     def _untrace(self, trace: int) -> dict[str, Any]:
         return {"dropped": self._traces.end(trace)}
 
-    def _greet(self) -> dict[str, Any]:
-        """Begin anew, with a control process that may not be the first: nobody listens to older traces."""
-        self._traces.clear()
-        return self._status()
-
 
 _VERBS: dict[str, Callable[..., Any]] = {
-    "greet": Agent._greet,
     "status": Agent._status,
     "connections": Agent._connections,
     "limits": Agent._limits,
@@ -255,6 +267,9 @@ _VERBS: dict[str, Callable[..., Any]] = {
 
 class _Ear:
     """The sink of the agent's stream, whose messages are dispatched."""
+
+    def __init__(self, ended: Callable[[], object]) -> None:
+        self._ended = ended
 
     def attach(self, stream: Stream) -> None:
         """It stays the same one."""
@@ -272,7 +287,8 @@ class _Ear:
         """It has no idle timeout."""
 
     def closed(self, cause: str, error: BaseException | None) -> None:
-        """The supervisor gives each control process the same socket, so this is its end, and ours comes soon."""
+        """The control process has ended; the next one comes with a socket of its own."""
+        self._ended()
 
 
 class _Receiver:

@@ -107,15 +107,16 @@ _KEYS: dict[str, Callable[[Session, float], float]] = {
 }
 
 
-def traffic(sessions: Iterable[Session]) -> tuple[int, int, int]:
-    """Bytes received and sent, and messages, of connections that are open."""
-    received = sent = messages = 0
+def traffic(sessions: Iterable[Session]) -> tuple[int, int, int, int]:
+    """Bytes received, sent and pending, and messages, of connections that are open."""
+    received = sent = pending = messages = 0
     for session in sessions:
-        came, went, _ = session.traffic()
+        came, went, waits = session.traffic()
         received += came
         sent += went
+        pending += waits
         messages += _messages(session)
-    return received, sent, messages
+    return received, sent, pending, messages
 
 
 def find(sessions: Iterable[Session], number: int) -> Session | None:
