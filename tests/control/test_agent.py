@@ -101,6 +101,8 @@ def test_a_connection_can_be_killed_and_only_that_one(agent_of, strategy, handle
         assert victim.recv(1) == b""
         with connect(server.addresses[0]) as other:
             call(other)
+        victim.close()
+        until(lambda: ask("connections")["total"], lambda total: total == 0)
         again = ask.answer("kill", number=number)
         assert not again["ok"]
         assert "no connection" in again["error"]
