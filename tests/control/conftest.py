@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from longshore.control import Agent
+from longshore.control.agent import Agent
 
 
 class Asker:

@@ -1,8 +1,8 @@
 """The commands as click knows them: flags, help, and mistakes explained.
 
-With `completion.py` the only file that imports click.  The flags of `serve` are made from the table in
-`settings.py`; what a command does stands in the file of its name, which gets the same arguments whether click read
-them or not.
+With `commanding.py` and `completion.py` the only files that import click.  The flags of `serve` are made from the
+table in `settings.py`; what a command does stands in the file of its name, which gets the same arguments whether click
+read them or not.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from longshore.cli import USAGE, tell
+from longshore.cli.commanding import COMMANDS
 from longshore.cli.completion import SHELLS, directories, files, one_of, script, urls
 from longshore.errors import ConfigError
 from longshore.settings import Option, options
@@ -307,3 +308,5 @@ _longshore.add_command(
         params=[click.Argument(["shell"], type=click.Choice(SHELLS))],
     )
 )
+for _each in COMMANDS:
+    _longshore.add_command(_each)

@@ -14,6 +14,4 @@ control process.
 
 from __future__ import annotations
 
-from longshore.control.agent import Agent
-
-__all__ = ("Agent",)
+__all__ = ()
