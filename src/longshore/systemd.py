@@ -17,10 +17,14 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from longshore import events
 
-__all__ = ("Notifier", "watchdog_interval")
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from longshore.events import Event
+
+__all__ = ("Herald", "Notifier", "forget_others", "name_of", "taken_back", "watchdog_interval")
 
 #: The most descriptors that one message carries: SCM_MAX_FD of the kernel.
 MAX_FDS = 253
@@ -112,3 +116,82 @@ def watchdog_interval(environ: Mapping[str, str] = os.environ, pid: int | None =
         if microseconds > 0:
             return microseconds / 2e6
     return None
+
+
+#: What begins the names of sockets that we have left with systemd ourselves.
+PREFIX = "longshore-"
+
+
+class Herald:
+    """Tells systemd what happens to a server, or to a supervisor: a subscriber of its events.
+
+    Args:
+        notifier: who tells; one for this process if None.
+        sockets: gives the listening sockets by the addresses that they were asked for with; those of the internet are
+            stored once it accepts, so that a restart refuses nobody.
+    """
+
+    def __init__(
+        self,
+        notifier: Notifier | None = None,
+        sockets: Callable[[], Iterable[tuple[str, socket.socket]]] = tuple,
+    ) -> None:
+        self._notifier = notifier or Notifier()
+        self._sockets = sockets
+
+    def __call__(self, event: Event) -> None:
+        """Tell it, if it is of interest."""
+        notifier = self._notifier
+        match event:
+            case events.ServerStarted():
+                for target, sock in self._sockets():
+                    # The file of a Unix socket goes with the process, and an inherited one is systemd's already.
+                    if sock.family != socket.AF_UNIX and not target.startswith(("systemd:", "fd:")):
+                        notifier.store(name_of(target), [sock])
+                notifier.ready(f"serving {event.handler} on {' and '.join(event.addresses)}")
+            case events.ServerPaused():
+                notifier.status("paused")
+            case events.ServerResumed():
+                notifier.status("serving")
+            case events.Reloading():
+                notifier.reloading(f"reloading: generation {event.generation} starts")
+            case events.Reloaded():
+                notifier.ready(f"serving, generation {event.generation}")
+            case events.ReloadFailed():
+                notifier.ready(f"serving; the last reload failed: {event.reason}")
+            case events.ServerDraining():
+                notifier.stopping(f"draining {event.connections} connections")
+            case events.ServerStopped():
+                notifier.stopping("stopped")
+
+
+def name_of(target: str) -> str:
+    """The name under which the sockets of an address are left with systemd: letters and digits, as it takes no URL."""
+    import hashlib
+
+    return PREFIX + hashlib.sha256(target.encode()).hexdigest()[:16]
+
+
+def taken_back(targets: Sequence[str], environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The addresses, those whose sockets were left with systemd before a restart as `systemd://name`.
+
+    Only for the process that systemd has started (LISTEN_PID, sd_listen_fds(3)).
+    """
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return tuple(targets)
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    return tuple(_taken_back(target) if name_of(target) in names else target for target in targets)
+
+
+def _taken_back(target: str) -> str:
+    # Of what an address says about its socket only this is not the socket's own.
+    speaks_tls = target.startswith("tls:") or "tls=1" in target.partition("?")[2].split("&")
+    return f"systemd://{name_of(target)}{'?tls=1' if speaks_tls else ''}"
+
+
+def forget_others(targets: Sequence[str], notifier: Notifier, environ: Mapping[str, str] = os.environ) -> None:
+    """Have systemd close what was left with it for addresses that are served no more."""
+    wanted = {name_of(target) for target in targets}
+    for name in set(environ.get("LISTEN_FDNAMES", "").split(":")):
+        if name.startswith(PREFIX) and name not in wanted:
+            notifier.forget(name)
