@@ -47,6 +47,7 @@ class Config:
     strategy: str | None = _declare(None, "how handlers run; by default what fits the handler", STRATEGIES)
     framing: str | None = _declare(None, "how the stream is cut: lines, length-prefixed:4, json, ... or module:NAME")
     workers: int | Literal["auto"] = _declare(1, "worker processes; auto: one for each CPU")
+    pool: str | None = _declare(None, "what server.pool runs on: a number of processes, auto, or dask://host:port")
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
     tls: TLS | None = None
@@ -252,7 +253,7 @@ def _derive(section: str, owner: Any) -> Iterator[Option]:
         # Annotations are texts here (PEP 563).  What no text can spell, such as an SSLContext, is no option.
         parts = str(item.type).split(" | ")
         kind = "tuple" if parts[0] == "tuple[str, ...]" else parts[0]
-        word = "auto" if 'Literal["auto"]' in parts else ""
+        word = "auto" if "Literal['auto']" in parts else ""
         if (section, item.name) in _ELSEWHERE or kind not in _NAMED or item.name.startswith("_"):
             continue
         name = _SPELLED.get((section, item.name)) or (f"{item.name}_timeout" if section == "timeouts" else item.name)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import selectors
 import signal
@@ -52,6 +53,7 @@ from longshore.workforce import ChildProcess, cause_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from longshore.anchorage import Target
     from longshore.config import Workers
@@ -92,8 +94,9 @@ class Plan:
     workers: Workers
     drain: float | None
     """`Timeouts.drain`."""
-    build: Callable[[Sequence[Listener]], Any]
-    """Makes the server for these sockets; called in a worker, once in its life."""
+    build: Callable[[Sequence[Listener], int, int], AbstractContextManager[Any]]
+    """Makes the server for these sockets, and what it needs; called once in a worker's life, in the worker, with its
+    place (from 0 on) and how many there are."""
 
 
 class Supervisor:
@@ -125,6 +128,8 @@ class Supervisor:
         self.state = "starting"
         self._asked = 0
         self._reloading: _Reload | None = None
+        #: When the reload began whose new workers accept, while old ones do as well.
+        self._reloaded_since = 0.0
         self._deaths = 0
         self._not_before = 0.0
         self._pulse = Pulse(self.region, self.emit)
@@ -344,7 +349,7 @@ class Supervisor:
                 os.close(fd)
             match message["say"]:
                 case "ready":
-                    worker.state = "ready"
+                    worker.state, worker.accepts = "ready", True
                     worker.ready_at = time.monotonic()
                     worker.welcome = message
                     self._pulse.set_ends(worker, self.plan.workers)
@@ -353,6 +358,8 @@ class Supervisor:
                             worker=worker.number, pid=worker.pid, generation=worker.generation, seconds=worker.age
                         )
                     )
+                case "closed":
+                    worker.accepts = False
                 case "failed":
                     worker.failure = message
                 case "report":
@@ -478,6 +485,10 @@ class Supervisor:
                     self._drain_worker(worker, last=False)
                 else:
                     worker.signal(signal.SIGKILL)
+        if self._reloaded_since and not any(item.accepts for item in self.workers.values() if item.leaving):
+            # From now on whoever connects meets the new ones.
+            self.emit(Reloaded(generation=self.generation, seconds=time.monotonic() - self._reloaded_since))
+            self._reloaded_since = 0.0
 
     def _all_ready(self) -> None:
         """As many as wanted accept."""
@@ -497,10 +508,8 @@ class Supervisor:
                 )
             )
         elif self._reloading is not None:
-            seconds = time.monotonic() - self._reloading.since
-            self._reloading = None
+            self._reloaded_since, self._reloading = self._reloading.since, None
             self.anchorage.keep(self.plan.targets)
-            self.emit(Reloaded(generation=self.generation, seconds=seconds))
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -510,8 +519,10 @@ class Supervisor:
     def _start(self) -> ChildProcess:
         """Fork one worker."""
         slot = self.region.take_slot(self.generation)
-        worker = ChildProcess(slot, self.generation)
-        plan = self.plan
+        taken = {item.place for item in self._staying()}
+        place = next(number for number in itertools.count() if number not in taken)
+        worker = ChildProcess(slot, self.generation, place)
+        plan, wanted = self.plan, self.wanted
         listeners = list(self.listeners)
         beat = BEAT if plan.workers.heartbeat is None else min(BEAT, plan.workers.heartbeat / 4)
 
@@ -529,7 +540,7 @@ class Supervisor:
                     channel=channel,
                     stacks=stacks,
                     beat=beat,
-                    build=lambda: plan.build(listeners),
+                    build=lambda: plan.build(listeners, place, max(wanted, place + 1)),
                     identity=self._identity,
                     agent=None,
                     drain=plan.drain,

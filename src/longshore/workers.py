@@ -27,11 +27,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from longshore.errors import LongshoreError
-from longshore.events import ConnectionClosed, ServerStarted
+from longshore.events import ConnectionClosed, ServerDraining, ServerStarted
 from longshore.places import LOOK_AGAIN, SharedGate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from longshore.channel import Channel
     from longshore.events import Event
@@ -59,7 +60,7 @@ class Assignment:
     """The descriptor of a file for stacks, which the supervisor reads."""
     beat: float
     """Seconds between two signs of life."""
-    build: Callable[[], Any]
+    build: Callable[[], AbstractContextManager[Any]]
     """Makes the server, not yet started, in the worker: this is where user code is imported."""
     identity: Identity | None
     """Whom to become before that."""
@@ -137,7 +138,10 @@ class _Worker:
 
     def run(self) -> None:
         """Serve until told to end."""
-        server = self._server = self._given.build()
+        with self._given.build() as self._server:
+            self._serve(self._server)
+
+    def _serve(self, server: Any) -> None:
         self._gate = server.admission.share(functools.partial(SharedGate, self._given.places, self._given.slot))
         server.subscribe(self._on_event)
         signal.signal(signal.SIGTERM, lambda *_: server.drain())
@@ -165,6 +169,8 @@ class _Worker:
         if isinstance(event, ConnectionClosed):
             if self._timed:
                 self._column.observe(self._timed, event.duration)
+        elif isinstance(event, ServerDraining):
+            self._channel.send({"say": "closed"})
         elif isinstance(event, ServerStarted):
             try:
                 self._attach(event)

@@ -21,7 +21,7 @@ from longshore.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ("ChildProcess", "State", "cause_of", "staff")
+__all__ = ("ChildProcess", "State", "cause_of", "staff", "usable_cpus")
 
 State = Literal["starting", "ready", "draining", "ended"]
 
@@ -31,18 +31,22 @@ class ChildProcess:
 
     Attributes:
         slot: where its figures are; -1 for the control process.
+        place: which one it is of those that are wanted, from 0 on; whoever takes its place has the same.
+        accepts: whether it takes connections.
         leaving: why it is to be replaced, once somebody else is ready; empty if it is not.
         blocked_since: when it was found blocked, on the clock of `time.monotonic`; None if it was not.
         kill_at: when it is killed unless it has ended.
         figures: its last words: a report, or what it failed with.
     """
 
-    def __init__(self, slot: int, generation: int) -> None:
+    def __init__(self, slot: int, generation: int, place: int) -> None:
         self.slot = slot
         self.generation = generation
+        self.place = place
         self.state: State = "starting"
         self.started = time.monotonic()
         self.ready_at = 0.0
+        self.accepts = False
         self.leaving = ""
         self.blocked_since: float | None = None
         self.kill_at: float | None = None
@@ -168,13 +172,13 @@ def staff(workers: int | str | Workers) -> Workers:
     if isinstance(workers, Workers):
         return workers
     if workers == "auto":
-        return Workers(count=_usable_cpus())
+        return Workers(count=usable_cpus())
     if isinstance(workers, str):
         raise ConfigError(f"workers={workers!r}: must be a whole number, 'auto' or Workers(...)")
     return Workers(count=workers)
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
     """CPUs that the system lets this process have: by affinity, and by the quota of its container."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):

@@ -92,7 +92,7 @@ echo.py may be as short as this:
 
 _TITLES = {
     "serve": "Serving",
-    "workers": "Workers",
+    "prefork": "Workers",
     "limits": "Limits",
     "timeouts": "Timeouts, in seconds",
     "tls": "TLS",

@@ -6,11 +6,12 @@ error and nothing else, so the first line that comes says what is served, where,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longshore.cli.handover import receive
 from longshore.cli.targets import load_framing, load_target
@@ -19,7 +20,7 @@ from longshore.events import ServerStarted
 from longshore.settings import Config
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from longshore.cli.options import ServeArguments
     from longshore.events import Event
@@ -46,20 +47,21 @@ def serve(arguments: ServeArguments) -> int:
     if config.is_supervised:
         return _serve_with_workers(arguments)
     handover = receive()
-    server = _build(arguments.target, config, handover.listeners if handover else config.bind)
-    server.subscribe(_Printer(config))
-    if server.strategy_name == "processes":
-        # Its children are forked from the memory of this moment, and live longer than a start.
-        gc.enable()
-    if handover:
-        server.subscribe(handover.tell)
-    from longshore.serving import serve_until_signalled
+    from longshore.serving import made_pool, serve_until_signalled
 
-    serve_until_signalled(server, interrupt=not handover)
+    with made_pool(config.pool) as pool:
+        server = _build(arguments.target, config, handover.listeners if handover else config.bind, pool)
+        server.subscribe(_Printer(config))
+        if server.strategy_name == "processes":
+            # Its children are forked from the memory of this moment, and live longer than a start.
+            gc.enable()
+        if handover:
+            server.subscribe(handover.tell)
+        serve_until_signalled(server, interrupt=not handover)
     return 0
 
 
-def _build(target: str, config: Config, addresses: Sequence[str | Listener]) -> Server:
+def _build(target: str, config: Config, addresses: Sequence[str | Listener], pool: Any) -> Server:
     """Import the target, and make its server."""
     handler = load_target(target)
     framing = load_framing(config.framing)
@@ -73,11 +75,13 @@ def _build(target: str, config: Config, addresses: Sequence[str | Listener]) -> 
         limits=config.limits,
         timeouts=config.timeouts,
         tls=config.tls,
+        pool=pool,
     )
 
 
 def _serve_with_workers(arguments: ServeArguments) -> int:
     """Keep workers, of which each imports the target itself; nothing of it is imported here."""
+    from longshore.serving import made_share
     from longshore.supervisor import Plan, Supervisor, refuse_processes
     from longshore.workforce import staff
 
@@ -86,11 +90,13 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
         refuse_processes(config.strategy)
         workers = dataclasses.replace(config.prefork, count=staff(config.workers).count)
 
-        def build(listeners: Sequence[Listener]) -> Server:
-            server = _build(arguments.target, config, listeners)
-            # A worker's own start is the supervisor's to tell.
-            server.subscribe(_Printer(config, announces=False))
-            return server
+        @contextlib.contextmanager
+        def build(listeners: Sequence[Listener], place: int, count: int) -> Iterator[Server]:
+            with made_share(config.pool, place, count) as pool:
+                server = _build(arguments.target, config, listeners, pool)
+                # A worker's own start is the supervisor's to tell.
+                server.subscribe(_Printer(config, announces=False))
+                yield server
 
         return Plan(config.bind, workers, config.timeouts.drain, build)
 
