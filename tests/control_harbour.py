@@ -18,7 +18,7 @@ from longshore.control.agent import Agent
 from longshore.control.plane import Plane
 from longshore.liaison import Liaison
 from longshore.listeners import bind
-from longshore.observers.metrics import COUNTERS, GAUGES, HISTOGRAMS, Meter
+from longshore.meter import COUNTERS, GAUGES, HISTOGRAMS, Meter
 from longshore.region import Region, SharedCounters
 
 __all__ = ("Harbour", "echo", "ready")

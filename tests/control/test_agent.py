@@ -12,7 +12,7 @@ from longshore import Lines, Server, connect
 from longshore.config import Limits, Timeouts
 from longshore.control.agent import Agent
 from longshore.events import ConnectionRejected
-from longshore.observers.metrics import COUNTERS, GAUGES, HISTOGRAMS, Meter
+from longshore.meter import COUNTERS, GAUGES, HISTOGRAMS, Meter
 from longshore.region import Region, SharedCounters
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from longshore.events import Event
-    from longshore.observers.metrics import Meter
+    from longshore.meter import Meter
     from longshore.reactor.stream import Stream
     from longshore.server import Server
     from longshore.strategies import Session
@@ -142,7 +142,7 @@ class Agent:
             bytes_received=figures.received + received,
             bytes_sent=figures.sent + sent,
             bytes_pending=pending,
-            messages=figures.messages + messages,
+            messages_received=figures.messages + messages,
             datagrams=figures.datagrams,
             connections=figures.connections,
         )

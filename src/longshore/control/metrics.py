@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longshore.errors import ConfigError
-from longshore.observers.metrics import COUNTERS
+from longshore.meter import COUNTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ class Metric(NamedTuple):
     """counter, gauge or histogram."""
     help: str
     source: str
-    """A counter or histogram of `observers.metrics`, which may end in a colon; "" for what is asked for."""
+    """A counter or histogram of `meter`, which may end in a colon; "" for what is asked for."""
     label: str = ""
     """The label of its kinds."""
 
@@ -43,7 +43,7 @@ METRICS = (
     Metric("longshore_received_bytes_total", "counter", "Bytes received.", "bytes_received"),
     Metric("longshore_sent_bytes_total", "counter", "Bytes sent.", "bytes_sent"),
     Metric("longshore_unsent_bytes_total", "counter", "Bytes written that never left.", "bytes_unsent"),
-    Metric("longshore_messages_total", "counter", "Messages received.", "messages"),
+    Metric("longshore_messages_total", "counter", "Messages received.", "messages_received"),
     Metric("longshore_datagrams_total", "counter", "Datagrams received.", "datagrams"),
     Metric("longshore_datagrams_dropped_total", "counter", "Datagrams lost in the server.", "datagrams_dropped"),
     Metric("longshore_handler_failures_total", "counter", "Exceptions that left a handler or hook.", "failures"),

@@ -8,6 +8,5 @@ same with or without it.
 from __future__ import annotations
 
 from longshore.observers.logs import LogObserver, configure
-from longshore.observers.metrics import Meter
 
-__all__ = ("LogObserver", "Meter", "configure")
+__all__ = ("LogObserver", "configure")

@@ -33,7 +33,7 @@ COUNTERS: tuple[str, ...] = (
     "bytes_received",
     "bytes_sent",
     "bytes_unsent",
-    "messages",
+    "messages_received",
     "datagrams",
     "datagrams_dropped",
     "failures",
