@@ -17,6 +17,7 @@ __all__ = (
     "ConnectionClosed",
     "ConnectionOpened",
     "ConnectionRejected",
+    "ControlOpened",
     "ControlEnded",
     "DatagramDropped",
     "Event",
@@ -96,6 +97,14 @@ class ServerStopped(Event):
     cut: int
     abandoned: tuple[str, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlOpened(Event):
+    """A control process stands behind these: URLs of metrics, and files of control sockets."""
+
+    metrics: tuple[str, ...]
+    control: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from longshore.events import Event
+    from longshore.listeners import Listener
 
 __all__ = ("Herald", "Notifier", "forget_others", "name_of", "taken_back", "watchdog_interval")
 
@@ -127,8 +128,7 @@ class Herald:
 
     Args:
         notifier: who tells; one for this process if None.
-        sockets: gives the listening sockets by the addresses that they were asked for with; those of the internet are
-            stored once it accepts, so that a restart refuses nobody.
+        sockets: gives what `stored` does: left with systemd once it accepts, so that a restart refuses nobody.
     """
 
     def __init__(
@@ -145,9 +145,7 @@ class Herald:
         match event:
             case events.ServerStarted():
                 for target, sock in self._sockets():
-                    # The file of a Unix socket goes with the process, and an inherited one is systemd's already.
-                    if sock.family != socket.AF_UNIX and not target.startswith(("systemd:", "fd:")):
-                        notifier.store(name_of(target), [sock])
+                    notifier.store(name_of(target), [sock])
                 notifier.ready(f"serving {event.handler} on {' and '.join(event.addresses)}")
             case events.ServerPaused():
                 notifier.status("paused")
@@ -187,6 +185,18 @@ def _taken_back(target: str) -> str:
     # Of what an address says about its socket only this is not the socket's own.
     speaks_tls = target.startswith("tls:") or "tls=1" in target.partition("?")[2].split("&")
     return f"systemd://{name_of(target)}{'?tls=1' if speaks_tls else ''}"
+
+
+def stored(listeners: Iterable[Listener]) -> list[tuple[str, socket.socket]]:
+    """What of a server's listening sockets can be left with systemd, by the address that it was asked for with.
+
+    Those of the internet: the file of a Unix socket goes with its process, and an inherited one is systemd's already.
+    """
+    return [
+        (listener.address.text, listener.socket)
+        for listener in listeners
+        if listener.address is not None and listener.address.scheme in ("tcp", "tls", "udp")
+    ]
 
 
 def forget_others(targets: Sequence[str], notifier: Notifier, environ: Mapping[str, str] = os.environ) -> None:

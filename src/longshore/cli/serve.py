@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ def serve(arguments: ServeArguments) -> int:
     from longshore.serving import made_pool, serve_until_signalled
 
     with made_pool(config.pool) as pool:
-        server = _build(arguments.target, config, handover.listeners if handover else config.bind, pool)
+        server = _build(arguments.target, config, handover.listeners if handover else _addresses(config), pool)
         server.subscribe(_Printer(config))
         if server.strategy_name == "processes":
             # Its children are forked from the memory of this moment, and live longer than a start.
@@ -59,6 +60,16 @@ def serve(arguments: ServeArguments) -> int:
             server.subscribe(handover.tell)
         serve_until_signalled(server, interrupt=not handover)
     return 0
+
+
+def _addresses(config: Config) -> tuple[str, ...]:
+    """Where to serve: on sockets that were left with systemd before a restart, where there are some."""
+    if "LISTEN_FDS" not in os.environ:
+        return config.bind
+    from longshore.systemd import Notifier, forget_others, taken_back
+
+    forget_others(config.bind, Notifier())
+    return taken_back(config.bind)
 
 
 def _build(target: str, config: Config, addresses: Sequence[str | Listener], pool: Any) -> Server:
@@ -81,8 +92,8 @@ def _build(target: str, config: Config, addresses: Sequence[str | Listener], poo
 
 def _serve_with_workers(arguments: ServeArguments) -> int:
     """Keep workers, of which each imports the target itself; nothing of it is imported here."""
-    from longshore.serving import made_share
-    from longshore.supervisor import Plan, Supervisor, refuse_processes
+    from longshore.serving import made_share, supervise
+    from longshore.supervisor import Plan, refuse_processes
     from longshore.workforce import staff
 
     def load() -> Plan:
@@ -98,14 +109,13 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
                 server.subscribe(_Printer(config, announces=False))
                 yield server
 
-        return Plan(config.bind, workers, config.timeouts.drain, build)
+        return Plan(_addresses(config), workers, config.timeouts.drain, build)
 
-    supervisor = Supervisor(load)
-    supervisor.subscribe(_Printer(Config.load(arguments.config, arguments=arguments.values)))
+    config = Config.load(arguments.config, arguments=arguments.values)
     # What every worker needs is imported once, before they are forked.
     import longshore.server  # noqa: F401
 
-    supervisor.run()
+    supervise(load, _Printer(config), config.metrics, config.control)
     return 0
 
 

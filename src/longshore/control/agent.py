@@ -82,7 +82,7 @@ class Agent:
 
     @property
     def _sessions(self) -> set[Session]:
-        return self._server._admission.sessions
+        return self._server.admission.sessions
 
     def _on_event(self, event: Event) -> None:
         state = _STATES.get(type(event))

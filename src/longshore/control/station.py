@@ -14,6 +14,7 @@ from longshore.addresses import parse
 from longshore.control import metrics as words
 from longshore.control.commands import default_path
 from longshore.errors import ConfigError
+from longshore.events import ControlOpened
 from longshore.liaison import Control
 from longshore.listeners import bind
 
@@ -58,10 +59,12 @@ class Station:
         self.control = Control(functools.partial(_serve, self.pages, self.doors, version), _attend)
 
     @property
-    def notice(self) -> str:
-        """Where it is reached, in words."""
-        pages = [f"metrics on {each.url.replace('tcp://', 'http://', 1)}/metrics" for each in self.pages]
-        return ", ".join([*pages, *(f"control socket {each.url.removeprefix('unix://')}" for each in self.doors)])
+    def opened(self) -> ControlOpened:
+        """Where it is reached."""
+        return ControlOpened(
+            metrics=tuple(each.url.replace("tcp://", "http://", 1) + "/metrics" for each in self.pages),
+            control=tuple(each.url.removeprefix("unix://") for each in self.doors),
+        )
 
     def close(self) -> None:
         """Give the addresses back."""

@@ -168,6 +168,7 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
     events.ServerDraining: _draining,
     events.ServerStopped: _stopped,
     events.ConnectionOpened: _opened,
+    events.ControlOpened: lambda event: f"watched by {', '.join((*event.metrics, *event.control))}",
     events.ConnectionClosed: _closed,
     events.ConnectionRejected: lambda event: f"{event.peer} rejected on {event.local}: {event.limit} reached",
     events.AcceptFailed: _accept_failed,
