@@ -94,7 +94,8 @@ def made_share(given: Any, place: int, workers: int) -> AbstractContextManager[A
 def _serve_with_workers(
     handler: Any, addresses: tuple[Any, ...], workers: int | str | Workers, pool: Any, options: dict[str, Any]
 ) -> DrainReport:
-    from longshore.supervisor import Plan, Supervisor, refuse_processes
+    from longshore.plans import Plan, refuse_processes
+    from longshore.supervisor import Supervisor
     from longshore.workforce import staff
 
     if pool is not None and not isinstance(pool, (int, str)):

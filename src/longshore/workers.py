@@ -16,7 +16,6 @@ import atexit
 import contextlib
 import faulthandler
 import functools
-import gc
 import os
 import signal
 import socket
@@ -45,8 +44,6 @@ __all__ = ("Assignment", "reopen_logs", "work")
 BEAT = 1.0
 #: Seconds that a worker whose supervisor has died may take beyond its drain.
 LAST = 5
-_ORDERS = signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1
-_DEAF = signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +90,8 @@ def work(assignment: Assignment) -> NoReturn:
 
 
 def _begin(assignment: Assignment) -> None:
-    signal.set_wakeup_fd(-1)
-    for number in _DEAF:
-        signal.signal(number, signal.SIG_IGN)
-    for number in (*_ORDERS, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable(assignment.stacks, all_threads=True)
     faulthandler.register(signal.SIGQUIT, assignment.stacks, all_threads=True, chain=False)
-    # What the supervisor's program has registered is for its own end.
-    atexit._clear()
-    gc.enable()
     if assignment.identity is not None:
         assignment.identity.assume()
 
