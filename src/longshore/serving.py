@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from longshore.config import Workers
     from longshore.events import Event
     from longshore.listeners import Listener
+    from longshore.plans import Plan
     from longshore.reports import DrainReport
-    from longshore.supervisor import Plan
 
 __all__ = ("describe_service", "made_pool", "made_share", "serve", "serve_until_signalled", "supervise")
 
@@ -107,7 +107,7 @@ def _serve_with_workers(
     options: dict[str, Any],
     watched: tuple[str | None, str | None],
 ) -> DrainReport:
-    from longshore.supervisor import Plan, refuse_processes
+    from longshore.plans import Plan, refuse_processes
     from longshore.workforce import staff
 
     if pool is not None and not isinstance(pool, (int, str)):
@@ -150,7 +150,7 @@ def supervise(
         if station is not None:
             opened = station.opened
             supervisor.subscribe(lambda event: supervisor.emit(opened) if isinstance(event, ServerStarted) else None)
-        _tell_systemd(supervisor, supervisor.repeat)
+        _tell_systemd(supervisor, supervisor.chores.add)
         return supervisor.run()
     finally:
         if station is not None:

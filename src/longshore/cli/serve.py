@@ -92,8 +92,8 @@ def _build(target: str, config: Config, addresses: Sequence[str | Listener], poo
 
 def _serve_with_workers(arguments: ServeArguments) -> int:
     """Keep workers, of which each imports the target itself; nothing of it is imported here."""
+    from longshore.plans import Plan, refuse_processes
     from longshore.serving import made_share, supervise
-    from longshore.supervisor import Plan, refuse_processes
     from longshore.workforce import staff
 
     def load() -> Plan:

@@ -79,6 +79,7 @@ class Agent:
         self._unsubscribe = server.subscribe(self._on_event)
         if server.status != "new":
             self._begin()
+            self._tell({"event": "state", "state": server.status})
 
     @property
     def _sessions(self) -> set[Session]:
@@ -92,6 +93,8 @@ class Agent:
         if state is not None:
             self._tell({"event": "state", "state": state})
         if isinstance(event, events.ServerStopped):
+            if self._meter is not None:
+                self._publish(self._meter)
             self._end()
         elif self._traces.any:
             self._server.reactor.post(self._traces.saw, event)

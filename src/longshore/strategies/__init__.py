@@ -91,7 +91,7 @@ class Session:
         #: Whether the server has ended it.
         self.was_cut = False
         #: When it was accepted, in seconds on the reactor's clock.
-        self.opened_at = host.reactor.now()
+        self.opened_at: float = host.reactor.now()
         #: The TLS version; None on plain connections.
         self.tls: str | None = None
         self._failure: tuple[str, BaseException | None] | None = None
