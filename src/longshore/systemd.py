@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from longshore.events import Event
     from longshore.listeners import Listener
 
-__all__ = ("Herald", "Notifier", "forget_others", "name_of", "taken_back", "watchdog_interval")
+__all__ = ("Herald", "Notifier", "forget_others", "name_of", "stored", "taken_back", "watchdog_interval")
 
 #: The most descriptors that one message carries: SCM_MAX_FD of the kernel.
 MAX_FDS = 253

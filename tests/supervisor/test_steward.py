@@ -48,7 +48,7 @@ def control(liaison):
             elif line:
                 liaison.channel.send(json.loads(line))
 
-def agent(server, sock):
+def agent(server, sock, meter):
     sock.sendall(b"agent of %d" % os.getpid())
     server.kept = sock
 

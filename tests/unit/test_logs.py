@@ -68,6 +68,7 @@ ALL = (
     events.Upgrading(pid=8),
     events.UpgradeFailed(reason="exit status 1"),
     events.ControlEnded(pid=9, reason="exit status 1", retry_in=1.0),
+    events.ControlOpened(metrics=("http://127.0.0.1:9100/metrics",), control=("/run/app.sock",)),
 )
 
 
