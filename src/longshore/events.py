@@ -27,6 +27,7 @@ __all__ = (
     "ReloadFailed",
     "Reloaded",
     "Reloading",
+    "ServerAnnounced",
     "ServerDraining",
     "ServerPaused",
     "ServerResumed",
@@ -68,6 +69,13 @@ class ServerStarted(Event):
     """Why this reactor is the active one."""
     workers: int = 0
     """How many processes serve, beside the one that keeps them; 0 where there is only one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerAnnounced(Event):
+    """In a worker: its supervisor has told that the server accepts, so whoever kept silent until then may speak."""
+
+    level: ClassVar[str] = "DEBUG"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -200,7 +200,7 @@ class Supervisor:
         """Seconds until there is something to do even if nothing happens."""
         now = time.monotonic()
         due = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None]
-        if self._staying_count() < self.wanted and self.state != "ending":
+        if len(self._staying()) < self.wanted and self.state != "ending":
             due.append(self.brake.not_before)
         if self.state == "serving" and not self.reloads.is_open:
             look = self._pulse.due(self.plan.workers)
@@ -384,6 +384,8 @@ class Supervisor:
                     worker.state, worker.accepts = "ready", True
                     worker.ready_at = time.monotonic()
                     worker.welcome = message
+                    if self.state != "starting":
+                        worker.send({"do": "speak"})
                     self.tell("worker-ready", worker)
                     self._pulse.set_ends(worker, self.plan.workers)
                     self.emit(
@@ -480,9 +482,6 @@ class Supervisor:
     def _staying(self) -> list[ChildProcess]:
         return [item for item in self.workers.values() if not item.leaving and item.state in ("starting", "ready")]
 
-    def _staying_count(self) -> int:
-        return len(self._staying())
-
     def _mend(self) -> None:
         """Start who is missing, and let go who is too many or to be replaced."""
         if self.state == "ending":
@@ -538,6 +537,9 @@ class Supervisor:
                     workers=self.wanted,
                 )
             )
+            # Not before: the first line that is printed is the one that says where it serves.
+            for worker in self.workers.values():
+                worker.send({"do": "speak"})
         else:
             self.reloads.all_ready()
 

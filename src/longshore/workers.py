@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from longshore.errors import LongshoreError
-from longshore.events import ConnectionClosed, ServerDraining, ServerStarted
+from longshore.events import ConnectionClosed, ServerAnnounced, ServerDraining, ServerStarted
 from longshore.places import LOOK_AGAIN, SharedGate
 
 if TYPE_CHECKING:
@@ -228,6 +228,8 @@ class _Worker:
                     server.drain(message["timeout"])
                 case "stop":
                     server.stop()
+                case "speak":
+                    server.emit(ServerAnnounced())
                 case "reopen-logs":
                     reopen_logs()
                 case "control" if self._given.agent is not None:
