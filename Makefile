@@ -76,6 +76,10 @@ PORTABLE := tests/contract/test_conversations.py tests/contract/test_bad_input.p
 cargo:
 	@if $(RUST_WORKS); then cd rust && cargo test --locked --quiet; fi
 
+.PHONY: stress
+stress: $(STAMP) ## Break what can break under load: kills, reloads, exhaustion (prints its figures; minutes)
+	$(BIN)/python -m pytest tests/stress -q -s --timeout=0
+
 .PHONY: fuzz
 fuzz: $(STAMP) ## Throw a million random inputs at the native framings, and compare with the portable ones
 	LONGSHORE_FUZZ=1000000 $(BIN)/python -m pytest -q --timeout=0 tests/unit/test_native_framing.py
@@ -120,6 +124,7 @@ $(BENCH_STAMP): $(BENCH_LOCK) $(STAMP)
 .PHONY: bench
 bench: $(BENCH_STAMP) ## Measure Longshore beside its peers (QUICK=1, CHECK=1, ONLY=scenario,scenario)
 	@$(BENCH) run $(if $(QUICK),--quick) $(if $(CHECK),--check) $(if $(ONLY),--only $(ONLY))
+	@$(if $(ONLY),:,$(BENCH).pool $(if $(QUICK),--quick) $(if $(CHECK),--check))
 
 .PHONY: soak
 soak: $(BENCH_STAMP) ## A million connections and ten million messages: does memory grow? (QUICK=1)

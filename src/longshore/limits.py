@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
     from longshore.config import Timeouts
 
-__all__ = ("Gate", "Watch", "overdue")
+__all__ = ("NEAR", "Gate", "Watch", "overdue")
 
 #: A message is not judged by `min_rate` before it has had this long (seconds): a first packet says nothing of a rate.
 RATE_GRACE = 5.0
+#: The share of a limit at which it is told that it is near.
+NEAR = 0.8
 
 
 class Gate:
@@ -67,13 +69,13 @@ class Gate:
         self.maximum = maximum
 
     def _warn(self, count: int) -> None:
-        if not self._warned and self.maximum is not None and count >= 0.8 * self.maximum:
+        if not self._warned and self.maximum is not None and count >= NEAR * self.maximum:
             self._warned = True
             if self._near is not None:
                 self._near(self.name, count, self.maximum)
 
     def _calm(self, count: int) -> None:
-        if self._warned and self.maximum is not None and count < 0.8 * self.maximum:
+        if self._warned and self.maximum is not None and count < NEAR * self.maximum:
             self._warned = False
 
 

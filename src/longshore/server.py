@@ -73,7 +73,7 @@ class Server:
         framing: what cuts messages.
         strategy: one of `longshore.strategies.NAMES`; None takes the handler's default.
         workers: 1: a `Server` is one process; `serve` and `longshore serve` run more.
-        limits, timeouts, tls: see `longshore.config`.
+        limits, timeouts, tls, proxy: see `longshore.config`.
         lifespan: a context manager, or a function that returns one (given the server if it takes an argument),
             entered before the first accept; its value becomes `state`.
         pool: a `longshore.shared.Pool`, or another executor; handlers have it as `server.pool`.
@@ -113,9 +113,8 @@ class Server:
                 f"workers={workers!r}: a Server that is part of a program is one process",
                 hint="serve(handler, ..., workers=N) and longshore serve --workers N run more.",
             )
-        for name, value in (("proxy", proxy), ("shared", shared)):
-            if value is not None:
-                raise ConfigError(f"{name}={value!r}: this release has no {name} yet", hint=f"Leave {name} out.")
+        if shared is not None:
+            raise ConfigError(f"shared={shared!r}: this release has no shared yet", hint="Leave shared out.")
         if pool is not None and not callable(getattr(pool, "submit", None)):
             raise ConfigError(
                 f"pool={pool!r}: a server takes a pool", hint="Pass Pool(...); serve() and --pool make one."
@@ -148,7 +147,7 @@ class Server:
         self.reactor: PortableReactor = None  # type: ignore[assignment]  # made by start, with its descriptors
         self._reactor_reason = ""
         self._strategy: Strategy = None  # type: ignore[assignment]
-        self._admission = admission = Admission(self, self.strategy_name)
+        self._admission = admission = Admission(self, self.strategy_name, proxy)
         self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
         self.handshake_over = admission.handshake_over
         self._ending = Ending(self, self._machine, admission)

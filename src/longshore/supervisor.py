@@ -109,7 +109,6 @@ class Supervisor:
         figures = [item.name for item in fields(Statistics) if item.type == "int"]
         counters = [name for name in dict.fromkeys((*figures, *COUNTERS)) if name not in GAUGES]
         self.region = Region(counters, GAUGES, HISTOGRAMS)
-        #: What it does again and again.
         self.chores = Chores()
         self._places: Places = None  # type: ignore[assignment]
         self._signals: SignalQueue = None  # type: ignore[assignment]
@@ -202,7 +201,7 @@ class Supervisor:
         """Seconds until there is something to do even if nothing happens."""
         now = time.monotonic()
         due = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None] + self.chores.due
-        if self._staying_count() < self.wanted and self.state != "ending":
+        if len(self._staying()) < self.wanted and self.state != "ending":
             due.append(self.brake.not_before)
         if self.state == "serving" and not self.reloads.is_open:
             look = self._pulse.due(self.plan.workers)
@@ -386,6 +385,8 @@ class Supervisor:
                     worker.state, worker.accepts = "ready", True
                     worker.ready_at = time.monotonic()
                     worker.welcome = message
+                    if self.state != "starting":
+                        worker.send({"do": "speak"})
                     self.tell("worker-ready", worker)
                     self._pulse.set_ends(worker, self.plan.workers)
                     self.emit(
@@ -482,9 +483,6 @@ class Supervisor:
     def _staying(self) -> list[ChildProcess]:
         return [item for item in self.workers.values() if not item.leaving and item.state in ("starting", "ready")]
 
-    def _staying_count(self) -> int:
-        return len(self._staying())
-
     def _mend(self) -> None:
         """Start who is missing, and let go who is too many or to be replaced."""
         if self.state == "ending":
@@ -540,6 +538,9 @@ class Supervisor:
                     workers=self.wanted,
                 )
             )
+            # Not before: the first line that is printed is the one that says where it serves.
+            for worker in self.workers.values():
+                worker.send({"do": "speak"})
         else:
             self.reloads.all_ready()
 

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from longshore.errors import LongshoreError
-from longshore.events import ServerDraining, ServerStarted
+from longshore.events import ServerAnnounced, ServerDraining, ServerStarted
 from longshore.meter import Meter
 from longshore.places import LOOK_AGAIN, SharedGate
 
@@ -226,6 +226,8 @@ class _Worker:
                     server.drain(message["timeout"])
                 case "stop":
                     server.stop()
+                case "speak":
+                    server.emit(ServerAnnounced())
                 case "reopen-logs":
                     reopen_logs()
                 case "control" if self._given.agent is not None:

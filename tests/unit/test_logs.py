@@ -57,6 +57,7 @@ ALL = (
     events.LimitsAdjusted(limit="max_connections", wanted=9, actual=5, reason="RLIMIT_NOFILE"),
     events.SpawnerDied(pid=7, replaced=False),
     events.ThreadsAtFork(threads=("Thread-1", "pool")),
+    events.ServerAnnounced(),
     events.WorkerReady(worker=1, pid=7, generation=1, seconds=0.5),
     events.WorkerRetiring(worker=1, pid=7, reason="reload"),
     events.WorkerEnded(worker=1, pid=7, finished=3, cut=1, abandoned=("Echo",), seconds=1.5),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.cli.handover import receive
 from longshore.cli.targets import load_framing, load_target
 from longshore.errors import ConfigError
-from longshore.events import ServerStarted
+from longshore.events import ServerAnnounced, ServerDraining, ServerStarted, ServerStopped
 from longshore.settings import Config
 
 if TYPE_CHECKING:
@@ -131,13 +131,18 @@ class _Printer:
         self._rank = _RANKS[config.log_level.upper()]
         self._lock = threading.Lock()
         self._announces = announces
-        self._early: list[Event] | None = [] if announces else None
+        self._early: list[Event] | None = []
         self._observer: LogObserver | None = None
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, ServerAnnounced):
+            self._release()
+            return
+        if not self._announces and isinstance(event, (ServerStarted, ServerDraining, ServerStopped)):
+            # Told once, by the supervisor.
+            return
         if isinstance(event, ServerStarted):
-            if self._announces:
-                self._start(event)
+            self._start(event)
             return
         if _RANKS.get(event.level, 0) < self._rank:
             return
@@ -156,12 +161,17 @@ class _Printer:
         else:
             from longshore.serving import describe_service
 
-            print(
-                f"longshore: serving {event.handler} on {' and '.join(event.addresses)} "
-                f"({describe_service(event)}), Ctrl-C drains",
-                file=sys.stderr,
-                flush=True,
-            )
+            # A full disk must not keep a server from serving.
+            with contextlib.suppress(OSError):
+                print(
+                    f"longshore: serving {event.handler} on {' and '.join(event.addresses)} "
+                    f"({describe_service(event)}), Ctrl-C drains",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        self._release()
+
+    def _release(self) -> None:
         with self._lock:
             early, self._early = self._early or [], None
         for each in early:

@@ -163,6 +163,7 @@ def _worker_blocked(event: Any) -> str:
 
 _WORDS: dict[type[Event], Callable[[Any], str]] = {
     events.ServerStarted: _started,
+    events.ServerAnnounced: lambda event: "the supervisor has told that the server accepts",
     events.ServerPaused: lambda event: "paused: nothing is accepted",
     events.ServerResumed: lambda event: "resumed: accepting again",
     events.ServerDraining: _draining,

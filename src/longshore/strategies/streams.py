@@ -57,7 +57,7 @@ class StreamSession(Session):
     @property
     def client_address(self) -> Any:
         """The peer's address as the socket gives it; not kept, as most handlers never ask."""
-        return client_address_of(self.stream.socket, self.peer)
+        return self.introduced or client_address_of(self.stream.socket, self.peer)
 
     @property
     def is_closing(self) -> bool:
