@@ -76,6 +76,10 @@ PORTABLE := tests/contract/test_conversations.py tests/contract/test_bad_input.p
 cargo:
 	@if $(RUST_WORKS); then cd rust && cargo test --locked --quiet; fi
 
+.PHONY: stress
+stress: $(STAMP) ## Break what can break under load: kills, reloads, exhaustion (prints its figures; minutes)
+	$(BIN)/python -m pytest tests/stress -q -s --timeout=0
+
 .PHONY: fuzz
 fuzz: $(STAMP) ## Throw a million random inputs at the native framings, and compare with the portable ones
 	LONGSHORE_FUZZ=1000000 $(BIN)/python -m pytest -q --timeout=0 tests/unit/test_native_framing.py -o faulthandler_timeout=0

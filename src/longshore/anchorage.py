@@ -64,6 +64,11 @@ class Anchorage:
             for listener in listeners
         ]
 
+    def hand_over(self) -> None:
+        """Another program has them all, and their files: close nothing of theirs."""
+        for _, listener in self.listeners:
+            listener.hand_over()
+
     def close(self) -> None:
         """Close all."""
         self.keep(())

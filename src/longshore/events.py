@@ -20,6 +20,7 @@ __all__ = (
     "ConnectionClosed",
     "ConnectionOpened",
     "ConnectionRejected",
+    "ControlOpened",
     "ControlEnded",
     "DatagramDropped",
     "Event",
@@ -30,6 +31,7 @@ __all__ = (
     "ReloadFailed",
     "Reloaded",
     "Reloading",
+    "ServerAnnounced",
     "ServerDraining",
     "ServerPaused",
     "ServerResumed",
@@ -74,6 +76,13 @@ class ServerStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerAnnounced(Event):
+    """In a worker: its supervisor has told that the server accepts, so whoever kept silent until then may speak."""
+
+    level: ClassVar[str] = "DEBUG"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerPaused(Event):
     """`pause()`: nothing is accepted until `resume()`; what is open goes on."""
 
@@ -99,6 +108,14 @@ class ServerStopped(Event):
     cut: int
     abandoned: tuple[str, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlOpened(Event):
+    """A control process stands behind these: URLs of metrics, and files of control sockets."""
+
+    metrics: tuple[str, ...]
+    control: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ The supervisor says (one JSON message each, on `Liaison.channel`, a `Channel`):
     {"event": "state", "state": "starting" | "serving" | "reloading" | "draining"}
 
 The descriptor is the control process' end of a stream socket pair; the worker holds the other end, and gives it to
-`Control.agent(server, socket)` on its reactor's thread once it accepts.  What goes over it is theirs alone.
+`Control.agent(server, socket, meter)` on its reactor's thread once it accepts.  What goes over it is theirs alone.
 "state" `draining` comes before any worker is told to drain, so that readiness is off first.
 
 The control process commands:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from longshore.channel import Channel
+    from longshore.meter import Meter
     from longshore.region import SharedCounters
 
 __all__ = ("Control", "Liaison")
@@ -57,8 +58,8 @@ class Control:
 
     entry: Callable[[Liaison], object]
     """The control process' main function: serves until it is asked to end by SIGTERM, or `channel` ends."""
-    agent: Callable[[Any, socket.socket], object]
-    """Called in a worker, on its reactor's thread, as `agent(server, socket)`."""
+    agent: Callable[[Any, socket.socket, Meter], object]
+    """Called in a worker, on its reactor's thread, as `agent(server, socket, meter)`."""
 
 
 @dataclass(frozen=True, slots=True)

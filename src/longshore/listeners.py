@@ -154,6 +154,17 @@ class Listener:
         lock = None if self._file is None else self._file.lock
         return {self.socket.fileno(), -1 if lock is None else lock} - {-1}
 
+    @property
+    def lock(self) -> int | None:
+        """The descriptor of the lock on its Unix socket file; None if it has none."""
+        return None if self._file is None else self._file.lock
+
+    def hand_over(self) -> None:
+        """The Unix socket file belongs to another process from now on, which has the lock too: leave it there."""
+        file, self._file = self._file, None
+        if file is not None and file.lock is not None:
+            os.close(file.lock)
+
     def close(self) -> None:
         """Close the socket; also remove its Unix socket file, if this process made it and it is still the same.
 
@@ -205,9 +216,14 @@ def url_of(sock: socket.socket) -> str:
     return str(sock.getsockname()) if scheme is None else format_url(scheme, sock)
 
 
-def inherit(descriptor: int, target: str, url: str) -> Listener:
-    """The listener that another process bound for the URL `target`, got as `url`, and passed on as `descriptor`."""
-    listener = Listener(socket.socket(fileno=descriptor), url.partition("://")[0], parse(target))
+def inherit(descriptor: int, target: str, url: str, lock: int | None = None) -> Listener:
+    """The listener that another process bound for the URL `target`, got as `url`, and passed on as `descriptor`.
+
+    With the descriptor of its `lock`, its Unix socket file is this process' from now on, as it was the other's.
+    """
+    address = parse(target)
+    file = None if lock is None else _SocketFile.taken_over(address, url, lock)
+    listener = Listener(socket.socket(fileno=descriptor), url.partition("://")[0], address, file)
     listener.socket.set_inheritable(False)
     # The name of a Unix socket is one under which it was only made, and its file remains its binder's.
     listener.url = url
@@ -418,6 +434,23 @@ class _SocketFile:
         # Looked at before anything is made, so that a mistaken path leaves no lock file behind.
         _is_stale(address, path)
         self.lock: int | None = self._take_lock()
+
+    @classmethod
+    def taken_over(cls, address: Address, url: str, lock: int) -> _SocketFile:
+        """The file that another process made, with the lock that it held and passed on."""
+        file = cls.__new__(cls)
+        file._address = address
+        file._pid = os.getpid()
+        file.path = url.partition("://")[2]
+        file.temporary = temporary_name(file.path)
+        file.url = url
+        file.lock = lock
+        os.set_inheritable(lock, False)
+        found = _status(file.path)
+        file._inode = None if found is None else (found.st_dev, found.st_ino)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, b"%d\n" % file._pid, 0)
+        return file
 
     def bind(self, sock: socket.socket) -> None:
         """Bind `sock` to the temporary name, with the mode of the address."""

@@ -177,6 +177,11 @@ class Server:
         return self._machine.state
 
     @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """What it has bound, for whoever keeps sockets over its end."""
+        return tuple(self._listeners)
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """The bound URLs, with real ports; empty before `start`."""
         return tuple(listener.url for listener in self._listeners)

@@ -6,26 +6,28 @@ The only place that touches signal handlers.  An embedded `Server` never does.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 from longshore.errors import ConfigError
-from longshore.events import ServerStarted
+from longshore.events import ControlOpened, ServerStarted
 from longshore.server import Server
 from longshore.subscribers import log_failure
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from longshore.config import Workers
     from longshore.events import Event
     from longshore.listeners import Listener
+    from longshore.plans import Plan
     from longshore.reports import DrainReport
 
-__all__ = ("describe_service", "made_pool", "made_share", "serve", "serve_until_signalled")
+__all__ = ("describe_service", "made_pool", "made_share", "serve", "serve_until_signalled", "supervise")
 
 
 def serve(
@@ -33,6 +35,8 @@ def serve(
     *addresses: str | socket.socket,
     workers: int | str | Workers = 1,
     pool: Any = None,
+    metrics: str | None = None,
+    control: str | None = None,
     **options: Any,
 ) -> DrainReport | None:
     """Serve until a signal ends it: `Server` with its arguments, and the signals of `serve_until_signalled`.
@@ -43,14 +47,18 @@ def serve(
             on the same sockets.
         pool: as `Server` takes it; or a number of processes, "auto", or the URL of a Dask scheduler: then the pool is
             made here, and ends with the server.  With workers, each makes one with its share of the processes.
+        metrics: an address for Prometheus (`/metrics`), `/ready` and `/live`, such as "http://127.0.0.1:9100"; needs
+            the extra `longshore[metrics]`.
+        control: the file of a control socket for `longshore ctl` and `longshore top`; "default" is where they look.
+            Either of the two makes it run as with workers, also if it is one.
 
     Raises:
         ConfigError: this combination cannot work.
         AddressError: an address cannot be bound.
         LongshoreError: workers could not start.
     """
-    if workers != 1:
-        return _serve_with_workers(handler, addresses, workers, pool, options)
+    if workers != 1 or metrics is not None or control is not None:
+        return _serve_with_workers(handler, addresses, workers, pool, options, (metrics, control))
     with made_pool(pool) as made:
         server = Server(handler, *addresses, pool=made, **options)
         server.subscribe(_announce)
@@ -92,9 +100,14 @@ def made_share(given: Any, place: int, workers: int) -> AbstractContextManager[A
 
 
 def _serve_with_workers(
-    handler: Any, addresses: tuple[Any, ...], workers: int | str | Workers, pool: Any, options: dict[str, Any]
+    handler: Any,
+    addresses: tuple[Any, ...],
+    workers: int | str | Workers,
+    pool: Any,
+    options: dict[str, Any],
+    watched: tuple[str | None, str | None],
 ) -> DrainReport:
-    from longshore.supervisor import Plan, Supervisor, refuse_processes
+    from longshore.plans import Plan, refuse_processes
     from longshore.workforce import staff
 
     if pool is not None and not isinstance(pool, (int, str)):
@@ -114,9 +127,62 @@ def _serve_with_workers(
             yield server
 
     plan = Plan(addresses, staff(workers), example.timeouts.drain, build)
-    supervisor = Supervisor(lambda: plan)
-    supervisor.subscribe(_announce)
-    return supervisor.run()
+    return supervise(lambda: plan, _announce, *watched)
+
+
+def supervise(
+    load: Callable[[], Plan], observer: Callable[[Event], object], metrics: str | None, control: str | None
+) -> DrainReport:
+    """Run a supervisor, and a control process if there are doors for one; tell systemd of it.
+
+    `observer` hears the supervisor's events, and where the doors are once it serves.
+    """
+    from longshore.supervisor import Supervisor
+
+    station = None
+    if metrics is not None or control is not None:
+        from longshore.control.station import Station
+
+        station = Station(metrics, control)
+    try:
+        supervisor = Supervisor(load, None if station is None else station.control)
+        supervisor.subscribe(observer)
+        if station is not None:
+            opened = station.opened
+            supervisor.subscribe(lambda event: supervisor.emit(opened) if isinstance(event, ServerStarted) else None)
+        _tell_systemd(supervisor, supervisor.chores.add)
+        return supervisor.run()
+    finally:
+        if station is not None:
+            station.close()
+
+
+def _tell_systemd(server: Any, repeat: Callable[[float, Callable[[], object]], object]) -> None:
+    """Tell systemd what happens to a server or supervisor, if it is systemd that has started this process.
+
+    `repeat(seconds, function)` calls it again and again on what has to be alive: the reactor, or the loop.
+    """
+    if not os.environ.get("NOTIFY_SOCKET"):
+        return
+    from longshore.systemd import Herald, Notifier, stored, watchdog_interval
+
+    notifier = Notifier()
+    server.subscribe(Herald(notifier, lambda: stored(server.listeners)))
+    interval = watchdog_interval()
+    if interval is not None:
+        repeat(interval, notifier.alive)
+
+
+def _on_reactor(server: Server) -> Callable[[float, Callable[[], object]], None]:
+    def repeat(seconds: float, function: Callable[[], object]) -> None:
+        def again() -> None:
+            function()
+            server.reactor.call_later(seconds, again)
+
+        # The event comes on the reactor's thread.
+        server.subscribe(lambda event: again() if isinstance(event, ServerStarted) else None)
+
+    return repeat
 
 
 def _announce(event: Event) -> None:
@@ -125,6 +191,9 @@ def _announce(event: Event) -> None:
         where = " and ".join(event.addresses)
         how = describe_service(event)
         sys.stderr.write(f"longshore: serving {event.handler} on {where} ({how})\n")
+        sys.stderr.flush()
+    elif isinstance(event, ControlOpened):
+        sys.stderr.write(f"longshore: watched by {', '.join((*event.metrics, *event.control))}\n")
         sys.stderr.flush()
     else:
         log_failure(event)
@@ -144,6 +213,7 @@ def serve_until_signalled(server: Server, *, interrupt: bool = True) -> DrainRep
     """
     import signal
 
+    _tell_systemd(server, _on_reactor(server))
     asked = False
 
     def on_signal(_number: int, _frame: object) -> None:

@@ -52,6 +52,8 @@ class Config:
     timeouts: Timeouts = field(default_factory=Timeouts)
     tls: TLS | None = None
     prefork: Workers = field(default_factory=Workers)
+    metrics: str | None = _declare(None, "an address for /metrics, /ready and /live, such as http://127.0.0.1:9100")
+    control: str | None = _declare(None, "the file of a control socket for longshore ctl; default: where it looks")
     log_format: str = _declare("text", "one readable line per event, or one JSON object", LOG_FORMATS)
     log_level: str = _declare("info", "the least level that is logged", LOG_LEVELS)
 
@@ -70,7 +72,12 @@ class Config:
     @property
     def is_supervised(self) -> bool:
         """Whether workers are asked for: more than one, or an option that only a supervisor can fulfil."""
-        return self.workers != 1 or self.prefork != Workers()
+        return self.workers != 1 or self.prefork != Workers() or self.is_watched
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether there is to be a control process."""
+        return self.metrics is not None or self.control is not None
 
     @classmethod
     def load(

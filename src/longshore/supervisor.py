@@ -23,55 +23,57 @@ import os
 import selectors
 import signal
 import time
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from longshore.anchorage import Anchorage
+from longshore.brake import Brake
 from longshore.channel import Channel
+from longshore.chores import Chores
 from longshore.errors import ConfigError, LongshoreError
 from longshore.events import (
-    Reloaded,
-    ReloadFailed,
-    Reloading,
     ServerDraining,
     ServerStarted,
     ServerStopped,
+    UpgradeFailed,
+    Upgrading,
     WorkerCrashed,
     WorkerEnded,
     WorkerReady,
     WorkerRetiring,
 )
+from longshore.meter import COUNTERS, GAUGES, HISTOGRAMS
+from longshore.pidfile import PidFile
 from longshore.places import Places
+from longshore.plans import words
 from longshore.privileges import Identity
 from longshore.pulse import Pulse
 from longshore.region import Region
+from longshore.reloading import Reload
 from longshore.reports import DrainReport, Statistics
 from longshore.signalling import SignalQueue
+from longshore.steward import Steward
 from longshore.subscribers import Subscribers
-from longshore.workers import BEAT, Assignment, work
-from longshore.workforce import ChildProcess, cause_of
+from longshore.upgrade import Heritage, Successor, refusal
+from longshore.workers import BEAT, Assignment, reopen_logs, work
+from longshore.workforce import ChildProcess, cause_of, reap_orphans
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable
 
-    from longshore.anchorage import Target
-    from longshore.config import Workers
     from longshore.events import Event
+    from longshore.liaison import Control
     from longshore.listeners import Listener
+    from longshore.plans import Plan
 
-__all__ = ("Plan", "Supervisor", "refuse_processes")
+__all__ = ("Supervisor",)
 
 #: Deaths before anybody was ready, after which a start is given up.
 BRAKE = 3
-#: Seconds until the first, and at most until the next, new start after workers that died young.
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
 #: A worker that dies younger than this, in seconds after it was ready, counts as one that could not start.
 YOUNG = 0.5
 #: Seconds that a worker has beyond its drain until it is killed: to cut what is left, and to end.
 BEYOND = 5.0
-#: Bounds of the histogram of how long connections lasted, in seconds.
-DURATIONS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 
 _SIGNALS = (
     signal.SIGTERM,
@@ -86,28 +88,15 @@ _SIGNALS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be served, as of one reading of the configuration."""
-
-    targets: tuple[Target, ...]
-    workers: Workers
-    drain: float | None
-    """`Timeouts.drain`."""
-    build: Callable[[Sequence[Listener], int, int], AbstractContextManager[Any]]
-    """Makes the server for these sockets, and what it needs; called once in a worker's life, in the worker, with its
-    place (from 0 on) and how many there are."""
-
-
 class Supervisor:
     """Keeps as many workers as wanted; `run` serves until a signal ends it.
 
     Args:
         load: reads the configuration, at first and at each reload.
+        control: a process that is told of the workers, and may command them; see `liaison.py`.
     """
 
-    def __init__(self, load: Callable[[], Plan]) -> None:
-        self._load = load
+    def __init__(self, load: Callable[[], Plan], control: Control | None = None) -> None:
         self.plan = load()
         self.wanted = self.plan.workers.count
         self._subscribers = Subscribers()
@@ -118,26 +107,29 @@ class Supervisor:
         self.generation = 1
         self.started = time.monotonic()
         figures = [item.name for item in fields(Statistics) if item.type == "int"]
-        self.region = Region(
-            [name for name in figures if name != "connections"], ["connections"], {"connection_seconds": DURATIONS}
-        )
+        counters = [name for name in dict.fromkeys((*figures, *COUNTERS)) if name not in GAUGES]
+        self.region = Region(counters, GAUGES, HISTOGRAMS)
+        self.chores = Chores()
         self._places: Places = None  # type: ignore[assignment]
         self._signals: SignalQueue = None  # type: ignore[assignment]
         self._selector: selectors.BaseSelector = None  # type: ignore[assignment]
         #: "starting", "serving" or "ending".
         self.state = "starting"
         self._asked = 0
-        self._reloading: _Reload | None = None
-        #: When the reload began whose new workers accept, while old ones do as well.
-        self._reloaded_since = 0.0
-        self._deaths = 0
-        self._not_before = 0.0
+        self.reloads = Reload(self, load)
+        self.brake = Brake()
         self._pulse = Pulse(self.region, self.emit)
         self._error: LongshoreError | None = None
         self._ending_since = 0.0
         self._finished = self._cut = 0
         self._abandoned: list[str] = []
         self.report: DrainReport | None = None
+        self.steward = None if control is None else Steward(self, control)
+        self._heritage: Heritage | None = None
+        self._successor: Successor | None = None
+        #: Whether another program has the sockets.
+        self._handed_over = False
+        self._pid_file: PidFile | None = None
 
     def subscribe(self, observer: Callable[[Event], object]) -> None:
         """Call `observer(event)` for the events of the supervisor, whose workers have events of their own."""
@@ -154,8 +146,12 @@ class Supervisor:
         """
         self._signals = SignalQueue(_SIGNALS)
         try:
-            self._identity = Identity.of(self.plan.workers.user, self.plan.workers.group)
+            self.identity = Identity.of(self.plan.workers.user, self.plan.workers.group)
+            self._heritage = Heritage.receive()
+            if self._heritage is not None:
+                self._heritage.moor(self.anchorage)
             self.listeners = self.anchorage.bind(self.plan.targets)
+            self.anchorage.keep(self.plan.targets)
             self._places = Places(self.region, self.wanted)
             self._selector = selectors.DefaultSelector()
             self._selector.register(self._signals, selectors.EVENT_READ)
@@ -174,13 +170,21 @@ class Supervisor:
             if key.fileobj is self._signals:
                 for number in self._signals.read():
                     self._signalled(number)
+            elif key.fileobj is self._successor:
+                self._succeed()
+            elif self.steward is not None and key.data is self.steward.process:
+                self.steward.hear()
             else:
                 self._hear(key.data)
+        if self.steward is not None:
+            self.steward.bury()
         for worker in list(self.workers.values()):
             if worker.channel.pending:
                 worker.channel.flush()
             if worker.reap():
                 self._bury(worker)
+        if os.getpid() == 1:
+            reap_orphans(self.children)
         self._watch()
         self._mend()
 
@@ -189,21 +193,52 @@ class Supervisor:
         for worker in self.workers.values():
             if worker.kill_at is not None and now >= worker.kill_at:
                 self._pulse.kill(worker)
-        if self.state == "serving" and self._reloading is None:
+        if self.state == "serving" and not self.reloads.is_open:
             self._pulse.look(self.workers.values(), self.plan.workers)
+        self.chores.do(now)
 
     def _patience(self) -> float | None:
         """Seconds until there is something to do even if nothing happens."""
         now = time.monotonic()
-        due = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None]
-        if self._staying_count() < self.wanted and self.state != "ending":
-            due.append(self._not_before)
-        if self.state == "serving" and self._reloading is None:
+        due = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None] + self.chores.due
+        if len(self._staying()) < self.wanted and self.state != "ending":
+            due.append(self.brake.not_before)
+        if self.state == "serving" and not self.reloads.is_open:
             look = self._pulse.due(self.plan.workers)
             due += [] if look is None else [look]
-        if any(worker.channel.pending for worker in self.workers.values()):
+        if any(child.channel.pending for child in self.children):
             due.append(now + 0.05)
+        if self.steward is not None and self.steward.process is None and self.steward.not_before is not None:
+            due.append(self.steward.not_before)
         return max(0.0, min(due) - now) if due else None
+
+    @property
+    def children(self) -> list[ChildProcess]:
+        """All processes that it has forked, and not buried."""
+        control = None if self.steward is None else self.steward.process
+        return [*self.workers.values(), *([] if control is None else [control])]
+
+    def watch(self, child: ChildProcess) -> None:
+        """Hear what it says."""
+        self._selector.register(child.channel, selectors.EVENT_READ, child)
+
+    def forget(self, child: ChildProcess) -> None:
+        """Hear it no more; again does nothing."""
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(child.channel)
+
+    def become_child(self) -> None:
+        """In a child that serves nothing of ours: close what is the supervisor's."""
+        self._signals.forget()
+        self._selector.close()
+        for _, listener in self.anchorage.listeners:
+            listener.socket.close()
+
+    def tell(self, event: str, worker: ChildProcess | None = None, **more: Any) -> None:
+        """Tell the control process, if there is one."""
+        if self.steward is not None:
+            about = {} if worker is None else {"worker": worker.number, "pid": worker.pid}
+            self.steward.say({"event": event, **about, **more})
 
     def _finish(self) -> DrainReport:
         if self._error is not None:
@@ -227,6 +262,10 @@ class Supervisor:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(worker.pid, 0)
             worker.close()
+        if self.steward is not None and self._selector is not None:
+            self.steward.close()
+        if self._pid_file is not None:
+            self._pid_file.remove()
         self.anchorage.close()
         if self._selector is not None:
             self._selector.close()
@@ -251,6 +290,8 @@ class Supervisor:
                 self.reload()
             case signal.SIGUSR1:
                 self.reopen_logs()
+            case signal.SIGUSR2:
+                self.upgrade()
             case signal.SIGTTIN:
                 self.resize(self.wanted + 1)
             case signal.SIGTTOU:
@@ -285,7 +326,10 @@ class Supervisor:
     def _end(self) -> None:
         if self.state != "ending":
             self.state = "ending"
-            self._reloading = None
+            self.tell("state", state="draining")
+            if self.steward is not None:
+                self.steward.reloaded("the server ends")
+            self.reloads.abandon()
             self._ending_since = time.monotonic()
 
     def resize(self, count: int) -> int:
@@ -295,51 +339,40 @@ class Supervisor:
 
     def reopen_logs(self) -> None:
         """Have every process open its log files anew."""
+        reopen_logs()
         for worker in self.workers.values():
             worker.send({"do": "reopen-logs"})
 
-    def reload(self) -> None:
-        """Replace all workers by new ones with code and configuration as they are now."""
-        if self.state != "serving":
+    def upgrade(self) -> None:
+        """Start this program once more, and end in order when that one serves on the same sockets."""
+        if self.state != "serving" or self._successor is not None:
             return
-        if self._reloading is not None:
-            self._fail_reload("another reload was asked for before this one was over")
-        before = _Reload(self.plan, self.wanted, self.listeners, time.monotonic())
         try:
-            plan = self._load()
-            identity = Identity.of(plan.workers.user, plan.workers.group)
-            listeners = self.anchorage.bind((*before.plan.targets, *plan.targets))
-        except Exception as error:
-            self.emit(ReloadFailed(reason=_words(error)))
+            if reason := refusal():
+                raise ConfigError(reason)
+            self._successor = Successor(self.anchorage)
+        except (OSError, ConfigError) as error:
+            self.emit(UpgradeFailed(reason=words(error)))
             return
-        self._identity = identity
-        self.listeners = [item for item in listeners if item in self.anchorage.bind(plan.targets)]
-        if plan.workers.count != self.plan.workers.count:
-            self.wanted = plan.workers.count
-        self.plan = plan
-        self._reloading = before
-        self.generation += 1
-        self._deaths, self._not_before = 0, 0.0
-        for worker in self.workers.values():
-            worker.leaving = worker.leaving or "reload"
-        self.emit(Reloading(generation=self.generation))
+        self._selector.register(self._successor, selectors.EVENT_READ)
+        self.emit(Upgrading(pid=self._successor.pid))
 
-    def _fail_reload(self, reason: str) -> None:
-        before = self._reloading
-        assert before is not None
-        self._reloading = None
-        self.plan, self.wanted, self.listeners = before.plan, before.wanted, before.listeners
-        self.anchorage.keep(self.plan.targets)
-        for worker in self.workers.values():
-            if worker.generation == self.generation:
-                worker.leaving = "its reload failed"
-                if worker.state == "starting":
-                    worker.signal(signal.SIGKILL)
-            elif worker.leaving == "reload":
-                worker.leaving = ""
-        # Numbers are never used twice, so what is left of the failed one is told from the next.
-        self._deaths = 0
-        self.emit(ReloadFailed(reason=reason))
+    def _succeed(self) -> None:
+        """The new program serves, or has failed."""
+        successor, self._successor = self._successor, None
+        assert successor is not None
+        self._selector.unregister(successor)
+        if successor.is_ready():
+            self._handed_over = True
+            self.anchorage.hand_over()
+            self.drain()
+        else:
+            self.emit(UpgradeFailed(reason=successor.failure()))
+        successor.close()
+
+    def reload(self) -> bool:
+        """Replace all workers by new ones with code and configuration as they are now; whether that has begun."""
+        return self.state == "serving" and self.reloads.begin()
 
     # -- what children say, and how they end ------------------------------------------------------------------
 
@@ -352,6 +385,9 @@ class Supervisor:
                     worker.state, worker.accepts = "ready", True
                     worker.ready_at = time.monotonic()
                     worker.welcome = message
+                    if self.state != "starting":
+                        worker.send({"do": "speak"})
+                    self.tell("worker-ready", worker)
                     self._pulse.set_ends(worker, self.plan.workers)
                     self.emit(
                         WorkerReady(
@@ -366,19 +402,19 @@ class Supervisor:
                     worker.report = message
                     worker.kill_at = time.monotonic() + BEYOND
         if worker.channel.ended:
-            self._selector.unregister(worker.channel)
+            self.forget(worker)
 
     def _bury(self, worker: ChildProcess) -> None:
         """A worker has ended: give back its places and figures, and note what follows."""
         if not worker.channel.ended:
             self._hear(worker)
-        if not worker.channel.ended:
-            self._selector.unregister(worker.channel)
+        self.forget(worker)
         lost = self.region.row("held")[worker.slot]
         self.region.free_slot(worker.slot)
         self._places.wake(worker.slot)
         del self.workers[worker.slot]
         was, worker.state = worker.state, "ended"
+        self.tell("worker-ended", worker, reason=worker.leaving or cause_of(worker.status or 0))
         if worker.report is not None:
             self._note_report(worker, worker.report)
         elif self.state != "ending" and was == "draining":
@@ -412,18 +448,14 @@ class Supervisor:
         failure = worker.failure or {}
         reason = failure.get("error") or cause_of(worker.status or 0)
         young = was == "starting" or time.monotonic() - worker.ready_at < YOUNG
-        self._deaths = self._deaths + 1 if young else 0
-        pause = 0.0
-        if self._deaths > 1:
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._deaths - 2))
-        self._not_before = time.monotonic() + pause
+        pause = self.brake.died(time.monotonic(), early=young)
         stack = "" if worker.blocked_since is not None else worker.stack()
         if self.state == "starting" and was == "starting":
-            if self._deaths >= BRAKE:
+            if self.brake.deaths >= BRAKE:
                 self._give_up(failure, reason, stack)
                 return
-        elif self._reloading is not None and worker.generation == self.generation:
-            self._fail_reload(f"worker {worker.number} (process {worker.pid}): {reason}")
+        elif self.reloads.is_open and worker.generation == self.generation:
+            self.reloads.fail(f"worker {worker.number} (process {worker.pid}): {reason}")
             return
         self.emit(
             WorkerCrashed(
@@ -451,26 +483,22 @@ class Supervisor:
     def _staying(self) -> list[ChildProcess]:
         return [item for item in self.workers.values() if not item.leaving and item.state in ("starting", "ready")]
 
-    def _staying_count(self) -> int:
-        return len(self._staying())
-
     def _mend(self) -> None:
         """Start who is missing, and let go who is too many or to be replaced."""
         if self.state == "ending":
             return
+        if self.steward is not None:
+            self.steward.mend()
         now = time.monotonic()
         staying = self._staying()
-        while len(staying) < self.wanted and now >= self._not_before:
+        while len(staying) < self.wanted and now >= self.brake.not_before:
             try:
                 staying.append(self._start())
             except (OSError, ConfigError) as error:
-                self._deaths += 1
-                self._not_before = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._deaths)
-                self.emit(
-                    WorkerCrashed(worker=0, pid=0, reason=_words(error), connections=0, retry_in=self._not_before - now)
-                )
-                if self.state == "starting" and self._deaths >= BRAKE:
-                    self._give_up({}, _words(error), "")
+                pause = self.brake.died(now, early=True)
+                self.emit(WorkerCrashed(worker=0, pid=0, reason=words(error), connections=0, retry_in=pause))
+                if self.state == "starting" and self.brake.deaths >= BRAKE:
+                    self._give_up({}, words(error), "")
                 return
         ready = [item for item in staying if item.state == "ready"]
         for worker in sorted(ready, key=lambda item: item.slot)[self.wanted :]:
@@ -485,17 +513,20 @@ class Supervisor:
                     self._drain_worker(worker, last=False)
                 else:
                     worker.signal(signal.SIGKILL)
-        if self._reloaded_since and not any(item.accepts for item in self.workers.values() if item.leaving):
-            # From now on whoever connects meets the new ones.
-            self.emit(Reloaded(generation=self.generation, seconds=time.monotonic() - self._reloaded_since))
-            self._reloaded_since = 0.0
+        self.reloads.announce()
 
     def _all_ready(self) -> None:
         """As many as wanted accept."""
         if any(item.ready_at and time.monotonic() - item.ready_at > YOUNG for item in self.workers.values()):
-            self._deaths = 0
+            self.brake.release()
         if self.state == "starting":
             self.state = "serving"
+            if self.plan.workers.pid_file is not None:
+                self._pid_file = PidFile(self.plan.workers.pid_file)
+                self._pid_file.write()
+            if self._heritage is not None:
+                self._heritage.announce()
+            self.tell("state", state="serving")
             welcome = next(item.welcome for item in self.workers.values() if item.welcome)
             self.emit(
                 ServerStarted(
@@ -507,9 +538,11 @@ class Supervisor:
                     workers=self.wanted,
                 )
             )
-        elif self._reloading is not None:
-            self._reloaded_since, self._reloading = self._reloading.since, None
-            self.anchorage.keep(self.plan.targets)
+            # Not before: the first line that is printed is the one that says where it serves.
+            for worker in self.workers.values():
+                worker.send({"do": "speak"})
+        else:
+            self.reloads.all_ready()
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -541,49 +574,27 @@ class Supervisor:
                     stacks=stacks,
                     beat=beat,
                     build=lambda: plan.build(listeners, place, max(wanted, place + 1)),
-                    identity=self._identity,
-                    agent=None,
+                    identity=self.identity,
+                    agent=None if self.steward is None else self.steward.control.agent,
                     drain=plan.drain,
                 )
             )
 
         try:
-            worker.fork(run, self.workers.values())
+            worker.fork(run, self.children)
         except BaseException:
             self.region.free_slot(slot)
             raise
         self.region.row("pid")[slot] = worker.pid
         self.workers[slot] = worker
-        self._selector.register(worker.channel, selectors.EVENT_READ, worker)
+        self.watch(worker)
+        if self.steward is not None:
+            self.steward.introduce(worker)
         return worker
 
     def _drain_worker(self, worker: ChildProcess, *, last: bool) -> None:
         timeout = self.plan.drain
-        worker.send({"do": "drain", "timeout": timeout, "last": last})
+        self.tell("worker-draining", worker, reason=worker.leaving or "the server ends")
+        worker.send({"do": "drain", "timeout": timeout, "last": last and not self._handed_over})
         worker.state = "draining"
         worker.kill_at = None if timeout is None else time.monotonic() + timeout + BEYOND
-
-
-@dataclass(frozen=True, slots=True)
-class _Reload:
-    """What was before a reload, for the case that it fails."""
-
-    plan: Plan
-    wanted: int
-    listeners: list[Listener]
-    since: float
-
-
-def _words(error: BaseException) -> str:
-    text = str(error) if isinstance(error, LongshoreError) else f"{type(error).__name__}: {error}"
-    hint = getattr(error, "hint", "")
-    return f"{text} ({hint})" if hint else text
-
-
-def refuse_processes(strategy: str | None) -> None:
-    """Raise ConfigError for the strategy that has processes of its own."""
-    if strategy == "processes":
-        raise ConfigError(
-            'strategy="processes" with workers: it has a process for each connection already',
-            hint="Leave workers out, or use another strategy in each of them.",
-        )

@@ -16,18 +16,18 @@ import atexit
 import contextlib
 import faulthandler
 import functools
-import gc
 import os
 import signal
 import socket
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from longshore.errors import LongshoreError
-from longshore.events import ConnectionClosed, ServerDraining, ServerStarted
+from longshore.events import ServerAnnounced, ServerDraining, ServerStarted
+from longshore.meter import Meter
 from longshore.places import LOOK_AGAIN, SharedGate
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ __all__ = ("Assignment", "reopen_logs", "work")
 BEAT = 1.0
 #: Seconds that a worker whose supervisor has died may take beyond its drain.
 LAST = 5
-_ORDERS = signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1
-_DEAF = signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class Assignment:
     """Makes the server, not yet started, in the worker: this is where user code is imported."""
     identity: Identity | None
     """Whom to become before that."""
-    agent: Callable[[Any, socket.socket], object] | None
+    agent: Callable[[Any, socket.socket, Meter], object] | None
     """Gets the server and the sockets of a control process."""
     drain: float | None
     """`Timeouts.drain`, for the case that the supervisor dies."""
@@ -93,17 +91,8 @@ def work(assignment: Assignment) -> NoReturn:
 
 
 def _begin(assignment: Assignment) -> None:
-    signal.set_wakeup_fd(-1)
-    for number in _DEAF:
-        signal.signal(number, signal.SIG_IGN)
-    for number in (*_ORDERS, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable(assignment.stacks, all_threads=True)
     faulthandler.register(signal.SIGQUIT, assignment.stacks, all_threads=True, chain=False)
-    # What the supervisor's program has registered is for its own end.
-    atexit._clear()
-    gc.enable()
     if assignment.identity is not None:
         assignment.identity.assume()
 
@@ -129,8 +118,7 @@ class _Worker:
         region = assignment.places.region
         self._column = region.column(assignment.slot)
         self._willing = region.row("accepting")
-        self._counted = (*region.counters, *region.gauges)
-        self._timed = "connection_seconds" if "connection_seconds" in region.histograms else ""
+        self._meter = Meter(self._column)
         self._server: Any = None
         self._gate: SharedGate | None = None
         self._error: BaseException | None = None
@@ -143,6 +131,7 @@ class _Worker:
 
     def _serve(self, server: Any) -> None:
         self._gate = server.admission.share(functools.partial(SharedGate, self._given.places, self._given.slot))
+        server.subscribe(self._meter)
         server.subscribe(self._on_event)
         signal.signal(signal.SIGTERM, lambda *_: server.drain())
         signal.signal(signal.SIGUSR1, lambda *_: reopen_logs())
@@ -166,10 +155,7 @@ class _Worker:
     # -- on the reactor's thread -----------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, ConnectionClosed):
-            if self._timed:
-                self._column.observe(self._timed, event.duration)
-        elif isinstance(event, ServerDraining):
+        if isinstance(event, ServerDraining):
             self._channel.send({"say": "closed"})
         elif isinstance(event, ServerStarted):
             try:
@@ -210,9 +196,9 @@ class _Worker:
             self._server.reactor.call_later(self._given.beat, self._beat)
 
     def _publish(self) -> None:
-        figures = self._server.statistics()
-        for name in self._counted:
-            self._column.set(name, getattr(figures, name))
+        for name, value in asdict(self._server.statistics()).items():
+            if isinstance(value, int):
+                self._column.set(name, value)
 
     def _woken(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -240,11 +226,13 @@ class _Worker:
                     server.drain(message["timeout"])
                 case "stop":
                     server.stop()
+                case "speak":
+                    server.emit(ServerAnnounced())
                 case "reopen-logs":
                     reopen_logs()
                 case "control" if self._given.agent is not None:
                     with contextlib.suppress(Exception):
-                        self._given.agent(server, socket.socket(fileno=fds.pop()))
+                        self._given.agent(server, socket.socket(fileno=fds.pop()), self._meter)
             for fd in fds:
                 os.close(fd)
         if self._channel.ended:

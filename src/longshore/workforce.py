@@ -6,7 +6,9 @@ is the supervisor's business.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -21,7 +23,7 @@ from longshore.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ("ChildProcess", "State", "cause_of", "staff", "usable_cpus")
+__all__ = ("ChildProcess", "State", "cause_of", "reap_orphans", "staff", "usable_cpus")
 
 State = Literal["starting", "ready", "draining", "ended"]
 
@@ -69,15 +71,19 @@ class ChildProcess:
         others = tuple(others)
         self._stacks = _nameless()
         self.channel, theirs = Channel.pair()
+        # A signal that came to the child before it is one would be read by the parent, as its own.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
         except OSError:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self.channel.close()
             theirs.close()
             os.close(self._stacks)
             raise
         if pid == 0:
             try:
+                _shed(before)
                 # As long as any process has the supervisor's end, nobody reads that it is gone.
                 for other in (self, *others):
                     other.channel.socket.close()
@@ -86,6 +92,7 @@ class ChildProcess:
                 run(theirs, self._stacks)
             finally:
                 os._exit(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.pid = pid
         theirs.close()
 
@@ -161,6 +168,36 @@ def cause_of(status: int) -> str:
         except ValueError:
             return f"killed by signal {-status}"
     return f"exit status {status}"
+
+
+def _shed(mask: Iterable[int]) -> None:
+    """Be no supervisor any more: its signals, and what its program has registered for its own end, are not this one's.
+
+    What a terminal sends to all processes, and what belongs to the supervisor, is ignored.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    atexit._clear()
+    gc.enable()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def reap_orphans(children: Iterable[ChildProcess]) -> None:
+    """Bury whose parents have died before them: as process 1 of a container that is nobody else's duty."""
+    ours = {child.pid for child in children}
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None or found.si_pid in ours:
+            # How ours have ended is asked elsewhere, and this is called again.
+            return
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(found.si_pid, os.WNOHANG)
 
 
 def staff(workers: int | str | Workers) -> Workers:

@@ -49,7 +49,7 @@ def complete(tmp_path, command, environment):
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ([""], ["completion", "connect", "doctor", "serve"]),
+        ([""], ["completion", "connect", "ctl", "doctor", "serve", "top", "unit"]),
         (["ser"], ["serve"]),
         (["serve", "a.py", "--strat"], ["--strategy"]),
         (["serve", "a.py", "--strategy", ""], list(STRATEGIES)),

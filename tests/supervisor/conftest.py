@@ -63,6 +63,10 @@ class Service:
         matches = [match for line in self._lines if line is not None and (match := re.search(pattern, line))]
         return matches[count - 1] if len(matches) >= count else None
 
+    def count(self, pattern):
+        """How many lines have matched so far."""
+        return sum(1 for line in self.output if re.search(pattern, line))
+
     def _over(self):
         return bool(self._lines) and self._lines[-1] is None
 

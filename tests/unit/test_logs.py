@@ -57,6 +57,7 @@ ALL = (
     events.LimitsAdjusted(limit="max_connections", wanted=9, actual=5, reason="RLIMIT_NOFILE"),
     events.SpawnerDied(pid=7, replaced=False),
     events.ThreadsAtFork(threads=("Thread-1", "pool")),
+    events.ServerAnnounced(),
     events.WorkerReady(worker=1, pid=7, generation=1, seconds=0.5),
     events.WorkerRetiring(worker=1, pid=7, reason="reload"),
     events.WorkerEnded(worker=1, pid=7, finished=3, cut=1, abandoned=("Echo",), seconds=1.5),
@@ -68,6 +69,7 @@ ALL = (
     events.Upgrading(pid=8),
     events.UpgradeFailed(reason="exit status 1"),
     events.ControlEnded(pid=9, reason="exit status 1", retry_in=1.0),
+    events.ControlOpened(metrics=("http://127.0.0.1:9100/metrics",), control=("/run/app.sock",)),
 )
 
 

@@ -1,8 +1,8 @@
 """The commands as click knows them: flags, help, and mistakes explained.
 
-With `completion.py` the only file that imports click.  The flags of `serve` are made from the table in
-`settings.py`; what a command does stands in the file of its name, which gets the same arguments whether click read
-them or not.
+With `commanding.py` and `completion.py` the only files that import click.  The flags of `serve` are made from the
+table in `settings.py`; what a command does stands in the file of its name, which gets the same arguments whether click
+read them or not.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from longshore.cli import USAGE, tell
+from longshore.cli.commanding import COMMANDS
 from longshore.cli.completion import SHELLS, directories, files, one_of, script, urls
 from longshore.errors import ConfigError
 from longshore.settings import Option, options
@@ -67,6 +68,15 @@ To have it in every shell, put one of these where the shell begins:
   eval "$(longshore completion zsh)"         in ~/.zshrc, after compinit
   longshore completion fish | source         in ~/.config/fish/config.fish"""
 
+_UNIT_EPILOG = """\b
+Examples:
+  longshore unit app.py:Echo --bind tcp://:5000 --workers 4
+  longshore unit app.py:Echo --bind tcp://:5000 --socket --output /etc/systemd/system
+
+\b
+The service runs in the current directory, with this Python.  Nothing is installed or
+started."""
+
 _EPILOG = """\b
 Examples:
   longshore serve echo.py --bind tcp://127.0.0.1:5000     serve the handler in echo.py
@@ -82,7 +92,7 @@ echo.py may be as short as this:
 
 _TITLES = {
     "serve": "Serving",
-    "workers": "Workers",
+    "prefork": "Workers",
     "limits": "Limits",
     "timeouts": "Timeouts, in seconds",
     "tls": "TLS",
@@ -199,6 +209,21 @@ def _doctor(file: str | None, as_json: bool, debug: bool) -> int:
 
 def _completion(shell: str) -> None:
     click.echo(script(shell, _longshore), nl=False)
+
+
+def _unit(
+    target: str,
+    config: str | None,
+    name: str | None,
+    socket: bool,
+    output: str | None,
+    debug: bool,
+    **values: tuple[str, ...],
+) -> int:
+    from longshore.cli.unit import UnitArguments, unit
+
+    given = {option: list(texts) for option, texts in values.items() if texts}
+    return unit(UnitArguments(target, given, name, socket, output, config))
 
 
 def _version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -321,3 +346,23 @@ _longshore.add_command(
         params=[click.Argument(["shell"], type=click.Choice(SHELLS))],
     )
 )
+_longshore.add_command(
+    _Serve(
+        "unit",
+        callback=_unit,
+        help="Print the unit files by which systemd runs what `longshore serve` would, with the same options.",
+        short_help="Print unit files for systemd.",
+        epilog=_UNIT_EPILOG,
+        params=[
+            click.Argument(["target"], shell_complete=files),
+            *(_flag(option) for option in options()),
+            click.Option(["--config"], metavar="FILE", help="the file that the service reads", shell_complete=files),
+            click.Option(["--name"], metavar="NAME", help="what the service is called  [by the target]"),
+            click.Option(["--socket"], is_flag=True, help="let systemd bind: a socket unit beside the service"),
+            click.Option(["--output"], metavar="DIR", help="write the files there", shell_complete=directories),
+            _debug(),
+        ],
+    )
+)
+for _each in COMMANDS:
+    _longshore.add_command(_each)

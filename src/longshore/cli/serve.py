@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.cli.handover import receive
 from longshore.cli.targets import load_framing, load_target
 from longshore.errors import ConfigError
-from longshore.events import ServerStarted
+from longshore.events import ServerAnnounced, ServerDraining, ServerStarted, ServerStopped
 from longshore.settings import Config
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def serve(arguments: ServeArguments) -> int:
     from longshore.serving import made_pool, serve_until_signalled
 
     with made_pool(config.pool) as pool:
-        server = _build(arguments.target, config, handover.listeners if handover else config.bind, pool)
+        server = _build(arguments.target, config, handover.listeners if handover else _addresses(config), pool)
         server.subscribe(_Printer(config))
         if server.strategy_name == "processes":
             # Its children are forked from the memory of this moment, and live longer than a start.
@@ -59,6 +60,16 @@ def serve(arguments: ServeArguments) -> int:
             server.subscribe(handover.tell)
         serve_until_signalled(server, interrupt=not handover)
     return 0
+
+
+def _addresses(config: Config) -> tuple[str, ...]:
+    """Where to serve: on sockets that were left with systemd before a restart, where there are some."""
+    if "LISTEN_FDS" not in os.environ:
+        return config.bind
+    from longshore.systemd import Notifier, forget_others, taken_back
+
+    forget_others(config.bind, Notifier())
+    return taken_back(config.bind)
 
 
 def _build(target: str, config: Config, addresses: Sequence[str | Listener], pool: Any) -> Server:
@@ -81,8 +92,8 @@ def _build(target: str, config: Config, addresses: Sequence[str | Listener], poo
 
 def _serve_with_workers(arguments: ServeArguments) -> int:
     """Keep workers, of which each imports the target itself; nothing of it is imported here."""
-    from longshore.serving import made_share
-    from longshore.supervisor import Plan, Supervisor, refuse_processes
+    from longshore.plans import Plan, refuse_processes
+    from longshore.serving import made_share, supervise
     from longshore.workforce import staff
 
     def load() -> Plan:
@@ -98,14 +109,13 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
                 server.subscribe(_Printer(config, announces=False))
                 yield server
 
-        return Plan(config.bind, workers, config.timeouts.drain, build)
+        return Plan(_addresses(config), workers, config.timeouts.drain, build)
 
-    supervisor = Supervisor(load)
-    supervisor.subscribe(_Printer(Config.load(arguments.config, arguments=arguments.values)))
+    config = Config.load(arguments.config, arguments=arguments.values)
     # What every worker needs is imported once, before they are forked.
     import longshore.server  # noqa: F401
 
-    supervisor.run()
+    supervise(load, _Printer(config), config.metrics, config.control)
     return 0
 
 
@@ -121,13 +131,18 @@ class _Printer:
         self._rank = _RANKS[config.log_level.upper()]
         self._lock = threading.Lock()
         self._announces = announces
-        self._early: list[Event] | None = [] if announces else None
+        self._early: list[Event] | None = []
         self._observer: LogObserver | None = None
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, ServerAnnounced):
+            self._release()
+            return
+        if not self._announces and isinstance(event, (ServerStarted, ServerDraining, ServerStopped)):
+            # Told once, by the supervisor.
+            return
         if isinstance(event, ServerStarted):
-            if self._announces:
-                self._start(event)
+            self._start(event)
             return
         if _RANKS.get(event.level, 0) < self._rank:
             return
@@ -146,12 +161,17 @@ class _Printer:
         else:
             from longshore.serving import describe_service
 
-            print(
-                f"longshore: serving {event.handler} on {' and '.join(event.addresses)} "
-                f"({describe_service(event)}), Ctrl-C drains",
-                file=sys.stderr,
-                flush=True,
-            )
+            # A full disk must not keep a server from serving.
+            with contextlib.suppress(OSError):
+                print(
+                    f"longshore: serving {event.handler} on {' and '.join(event.addresses)} "
+                    f"({describe_service(event)}), Ctrl-C drains",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        self._release()
+
+    def _release(self) -> None:
         with self._lock:
             early, self._early = self._early or [], None
         for each in early:

@@ -163,11 +163,13 @@ def _worker_blocked(event: Any) -> str:
 
 _WORDS: dict[type[Event], Callable[[Any], str]] = {
     events.ServerStarted: _started,
+    events.ServerAnnounced: lambda event: "the supervisor has told that the server accepts",
     events.ServerPaused: lambda event: "paused: nothing is accepted",
     events.ServerResumed: lambda event: "resumed: accepting again",
     events.ServerDraining: _draining,
     events.ServerStopped: _stopped,
     events.ConnectionOpened: _opened,
+    events.ControlOpened: lambda event: f"watched by {', '.join((*event.metrics, *event.control))}",
     events.ConnectionClosed: _closed,
     events.ConnectionRejected: lambda event: f"{event.peer} rejected on {event.local}: {event.limit} reached",
     events.AcceptFailed: _accept_failed,

@@ -94,7 +94,10 @@ class Session:
         self.is_open = False
         #: Whether the server has ended it.
         self.was_cut = False
-        self.opened_at = host.reactor.now()
+        #: When it was accepted, in seconds on the reactor's clock.
+        self.opened_at: float = host.reactor.now()
+        #: The TLS version; None on plain connections.
+        self.tls: str | None = None
         self._failure: tuple[str, BaseException | None] | None = None
         self._gone: tuple[str, BaseException | None] | None = None
         self._ended = False
@@ -134,11 +137,17 @@ class Session:
         """Bytes received, bytes sent, bytes unsent."""
         raise NotImplementedError
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether it only flushes and lingers, or its handler only has to return."""
+        return self._gone is not None
+
     # -- for strategies ------------------------------------------------------------------------------------
 
     def opened(self, tls: str | None = None) -> None:
         """The connection is ready for its handler."""
         self.is_open = True
+        self.tls = tls
         self._handshake_over()
         self.host.emit(
             ConnectionOpened(id=self.connection.id, peer=self.peer, local=self.local, tls=tls, via=self.connection.via),

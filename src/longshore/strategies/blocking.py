@@ -307,6 +307,11 @@ class BlockingSession(Session):
     def _stopping(self) -> ClosedError:
         return ClosedError(f"the connection to {self.peer} was cut: the server is stopping")
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether the handler has given the socket back."""
+        return self._stream is not None or super().is_closing
+
     def idle_since(self) -> float | None:
         """When the last byte moved, while the handler waits for input and owes nothing."""
         guard = self.guard

@@ -62,6 +62,11 @@ class StreamSession(Session):
         """The peer's address as the socket gives it; not kept, as most handlers never ask."""
         return self.introduced or client_address_of(self.stream.socket, self.peer)
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether the stream only flushes and lingers, or is closed."""
+        return self.stream.state in ("closing", "closed")
+
     def begin(self) -> None:
         """Let the stream read: its handshake, if there is one, and then the handler."""
         self.stream.start()

@@ -1,0 +1,211 @@
+"""`longshore unit`: the files by which systemd runs what `longshore serve` would run here.
+
+The only place that writes unit files (systemd.service(5), systemd.socket(5)).  They go to standard output, or into a
+folder; nothing is installed, started or asked of systemd.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from longshore.addresses import parse
+from longshore.errors import ConfigError
+from longshore.settings import Config, options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ("UnitArguments", "unit", "unit_files")
+
+#: Seconds that systemd waits beyond the drain before it kills.
+BEYOND_DRAIN = 15
+_NAME = re.compile(r"[A-Za-z0-9_.\-]+\Z")
+#: What ListenStream= and its kind are called for each scheme.
+_LISTEN = {
+    "tcp": "ListenStream",
+    "tls": "ListenStream",
+    "udp": "ListenDatagram",
+    "unix": "ListenStream",
+    "unixgram": "ListenDatagram",
+    "seqpacket": "ListenSequentialPacket",
+}
+
+
+class UnitArguments(NamedTuple):
+    """What stands on a command line of `longshore unit`."""
+
+    target: str
+    values: dict[str, list[str]]
+    """Options of `longshore serve`, by `Option.name`."""
+    name: str | None = None
+    socket: bool = False
+    output: str | None = None
+    config: str | None = None
+
+
+def unit(arguments: UnitArguments) -> int:
+    """Write the files, or print them one after the other; the exit status.
+
+    Raises:
+        ConfigError: these options cannot be served, or not by systemd.
+        OSError: a file cannot be written.
+    """
+    files = unit_files(arguments, os.getcwd(), sys.executable)
+    for name, text in files.items():
+        if arguments.output is None:
+            print(f"# /etc/systemd/system/{name}\n{text}")
+        else:
+            os.makedirs(arguments.output, exist_ok=True)
+            with open(os.path.join(arguments.output, name), "w", encoding="utf-8") as file:
+                file.write(text)
+    return 0
+
+
+def unit_files(arguments: UnitArguments, directory: str, python: str) -> dict[str, str]:
+    """The files by name.
+
+    Args:
+        arguments: of the command line.
+        directory: where the service is to run: the target's own.
+        python: the interpreter's path.
+
+    Raises:
+        ConfigError: these options cannot be served, or not by systemd.
+    """
+    # Whatever `serve` would refuse is refused now, and not by a service at night.
+    config = Config.load(arguments.config, environ={}, arguments=arguments.values)
+    if not config.bind:
+        raise ConfigError("no address to serve on", hint="Say longshore unit TARGET --bind tcp://:5000")
+    name = arguments.name or _name_of(arguments.target)
+    if not _NAME.match(name):
+        raise ConfigError(f"{name!r} is no name for a unit", hint="--name takes letters, digits, dots and dashes.")
+    files = {}
+    binds = list(config.bind)
+    if arguments.socket:
+        binds = [
+            f"systemd://{name}-{number}{'?tls=1' if parse(url).is_tls else ''}"
+            for number, url in enumerate(config.bind, start=1)
+        ]
+        for number, url in enumerate(config.bind, start=1):
+            suffix = "" if len(binds) == 1 else f"-{number}"
+            files[f"{name}{suffix}.socket"] = _socket(name, f"{name}-{number}", url)
+    words = [python, "-m", "longshore", "serve", arguments.target]
+    for option in options():
+        if option.name in ("user", "group"):
+            # The unit says it, and the service never is root.
+            continue
+        texts = binds if option.name == "bind" else arguments.values.get(option.name, [])
+        for text in texts:
+            words += [option.flag, text]
+    if arguments.config:
+        words += ["--config", os.path.join(directory, arguments.config)]
+    if "control" not in arguments.values:
+        words += ["--control", f"/run/{name}/control.sock"]
+    files[f"{name}.service"] = _service(name, words, directory, config, arguments, list(files))
+    return files
+
+
+def _name_of(target: str) -> str:
+    """`app/echo.py:Echo` is echo, `app.gateway:Meter` is gateway."""
+    place = target.partition(":")[0].rstrip("/")
+    stem = os.path.basename(place).removesuffix(".py")
+    return re.sub(r"[^A-Za-z0-9_\-]", "-", stem.rpartition(".")[2]) or "longshore"
+
+
+def _service(
+    name: str, words: Sequence[str], directory: str, config: Config, arguments: UnitArguments, sockets: Sequence[str]
+) -> str:
+    drain = config.timeouts.drain
+    stop = "infinity" if drain is None else f"{drain + BEYOND_DRAIN:g}"
+    needs = " ".join(sockets)
+    descriptors = config.limits.max_connections * 2 + 1024
+    lines = [
+        "[Unit]",
+        f"Description={name}, served by Longshore",
+        "After=network-online.target",
+        "Wants=network-online.target",
+        *([f"Requires={needs}", f"After={needs}"] if sockets else []),
+        "",
+        "[Service]",
+        "# READY=1 comes once it accepts; a reload is SIGHUP, and ends when the new workers serve.",
+        "Type=notify",
+        f"ExecStart={' '.join(_quoted(word) for word in words)}",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        f"WorkingDirectory={directory}",
+        *_identity(config),
+        "Restart=on-failure",
+        "# A supervisor that stops answering is ended and started anew.",
+        "WatchdogSec=30",
+        "# SIGTERM goes to the supervisor, which drains; what outlives it is killed.",
+        "KillMode=mixed",
+        f"TimeoutStopSec={stop}",
+        "# Listening sockets stay open over a restart: whoever connects meanwhile waits.",
+        "FileDescriptorStoreMax=64",
+        f"LimitNOFILE={descriptors}",
+        f"RuntimeDirectory={name}",
+        "RuntimeDirectoryMode=0700",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "ProtectHome=read-only",
+        "PrivateTmp=yes",
+        *_capabilities(config),
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _identity(config: Config) -> list[str]:
+    workers = config.prefork
+    if workers.user is None and workers.group is None:
+        return ["DynamicUser=yes"]
+    return [f"{key}={value}" for key, value in (("User", workers.user), ("Group", workers.group)) if value]
+
+
+def _capabilities(config: Config) -> list[str]:
+    """What it takes to bind where only root may."""
+    ports = [parse(url).port for url in config.bind if url.startswith(("tcp:", "tls:", "udp:"))]
+    if any(0 < port < 1024 for port in ports if isinstance(port, int)):
+        return ["AmbientCapabilities=CAP_NET_BIND_SERVICE"]
+    return []
+
+
+def _quoted(word: str) -> str:
+    """As systemd reads it: its own quotes, and no variable or specifier in it."""
+    word = word.replace("%", "%%").replace("$", "$$")
+    if word and not re.search(r"""[\s"'\\;]""", word):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _socket(name: str, label: str, url: str) -> str:
+    address = parse(url)
+    kind = _LISTEN.get(address.scheme)
+    if kind is None:
+        raise ConfigError(f"{url}: systemd binds no {address.scheme} sockets", hint="Leave --socket out.")
+    if address.scheme in ("tcp", "tls", "udp"):
+        host = f"[{address.host}]" if ":" in (address.host or "") else address.host
+        where = f"{host}:{address.port}" if host else f"{address.port}"
+    else:
+        where = address.path or ""
+    options = ["NoDelay=yes", "Backlog=4096"] if address.scheme in ("tcp", "tls") else []
+    lines = [
+        "[Unit]",
+        f"Description=Where {name} is reached",
+        "",
+        "[Socket]",
+        f"{kind}={where}",
+        f"FileDescriptorName={label}",
+        f"Service={name}.service",
+        *options,
+        "",
+        "[Install]",
+        "WantedBy=sockets.target",
+        "",
+    ]
+    return "\n".join(lines)

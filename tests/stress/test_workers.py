@@ -1,0 +1,146 @@
+"""Workers under load, for longer than `make test` has time: `make stress`.  Each test prints its figures."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import statistics
+import time
+from collections import Counter
+
+from tests.supervisor.conftest import WHO, alive, app, service, wait_for  # noqa: F401
+from tests.supervisor.swarm import Swarm
+from tests.supervisor.test_under_load import kill_under_load, reload_under_load
+
+CLIENTS = 100
+REPLY = WHO + "def reply(message, connection):\n    return b'%d %s' % (os.getpid(), message)\n"
+
+
+def test_20_reloads_lose_no_request_and_refuse_no_connection(service):  # noqa: F811
+    server = service("--workers", "4")
+    with Swarm(server.port, CLIENTS) as swarm:
+        seconds = reload_under_load(server, swarm, 20)
+    print(
+        f"\n20 reloads under {CLIENTS} clients: {swarm.answers} answers, {swarm.failures.total()} failures, "
+        f"slowest {swarm.slowest:.2f} s, reload {statistics.median(seconds):.2f} s (longest {max(seconds):.2f} s)"
+    )
+    assert swarm.failures == {}
+
+
+def test_50_kills_cost_what_was_in_flight_and_capacity_is_back_within_a_second(service):  # noqa: F811
+    server = service("--workers", "4")
+    with Swarm(server.port, CLIENTS) as swarm:
+        seconds = kill_under_load(server, swarm, 50)
+    print(
+        f"\n50 SIGKILLs under {CLIENTS} clients: {swarm.answers} answers, {dict(swarm.failures)}, "
+        f"capacity back after {statistics.median(seconds):.2f} s (longest {max(seconds):.2f} s)"
+    )
+    assert set(swarm.failures) <= {"ConnectionResetError"}
+    assert statistics.median(seconds) < 1
+
+
+def test_a_stopped_worker_is_replaced_while_the_others_serve(service):  # noqa: F811
+    server = service("--workers", "2", "--worker-heartbeat", "2")
+    with Swarm(server.port, 20) as swarm:
+        swarm.wait_for(100)
+        victim = server.workers()[0]
+        began = time.monotonic()
+        os.kill(victim, signal.SIGSTOP)
+        server.line("stopped by a signal", timeout=30)
+        wait_for(lambda: not alive(victim) and len(server.workers()) == 2)
+        seconds = time.monotonic() - began
+        swarm.wait_for(100)
+    print(f"\nSIGSTOP: replaced after {seconds:.2f} s (heartbeat 2 s), {swarm.answers} answers, {dict(swarm.failures)}")
+    assert seconds < 6
+    assert set(swarm.failures) <= {"ConnectionResetError"}
+
+
+def test_10000_long_lived_connections_spread_within_20_percent(service, app):  # noqa: F811
+    (app / "app.py").write_text(REPLY)
+    count = 10_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard >= count + 1000, "the hard limit of descriptors is too low for this test"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    options = ["--workers", "4", "--framing", "lines", "--max-connections", str(count + 10)]
+    server = service(*options, target="app.py:reply", bind="tcp://0.0.0.0:0")
+    socks = []
+    try:
+        for number in range(count):
+            # From several addresses, as one has 28,232 ports only.
+            socks.append(socket.create_connection((f"127.0.0.{1 + number % 4}", server.port)))
+        found = Counter()
+        for sock in socks:
+            sock.sendall(b"x\n")
+        for sock in socks:
+            found[int(sock.recv(100).split()[0])] += 1
+    finally:
+        for sock in socks:
+            sock.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    worst = max(abs(value - count / 4) for value in found.values()) / (count / 4)
+    print(f"\n{count} connections over 4 workers: {sorted(found.values())}, {worst:.1%} off the mean at most")
+    assert len(found) == 4
+    assert worst <= 0.2
+
+
+def test_a_server_out_of_descriptors_neither_spins_nor_stays_out(service, app):  # noqa: F811
+    (app / "app.py").write_text(
+        "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))\n"
+        + REPLY.replace("import os, time", "import os")
+    )
+    server = service("--workers", "1", "--worker-heartbeat", "20", "--framing", "lines", target="app.py:reply")
+    (worker,) = server.workers()
+    peers = [server.connect() for _ in range(100)]
+    before = cpu_seconds(worker)
+    time.sleep(2)
+    used = cpu_seconds(worker) - before
+    for peer in peers:
+        peer.close()
+    with server.connect() as peer:
+        assert peer.ask() == worker
+    print(f"\n100 connections with 60 descriptors: {used:.2f} s of CPU in 2 s, and it serves again")
+    assert used < 0.5
+
+
+def test_a_full_accept_queue_makes_clients_wait_and_loses_none(service, app):  # noqa: F811
+    server = service("--workers", "2", "--max-connections", "4", bind="tcp://127.0.0.1:0?backlog=8")
+    with Swarm(server.port, CLIENTS) as swarm:
+        swarm.wait_for(2000)
+    print(f"\n{CLIENTS} clients, 4 places, 8 in the queue: {swarm.answers} answers, {dict(swarm.failures)}")
+    assert swarm.failures == {}
+
+
+def test_a_full_disk_under_the_logs_stops_nothing(service, app):  # noqa: F811
+    (app / "app.py").write_text(WHO + "import sys\nopen('up', 'w').close()\n")
+    import subprocess
+
+    from tests.supervisor.conftest import COMMAND, SOURCE
+
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            [*COMMAND, "app.py", "--bind", f"unix://{app}/app.sock", "--workers", "2", "--log-level", "debug"],
+            cwd=app,
+            stderr=full,
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        )
+    try:
+        wait_for(lambda: (app / "app.sock").exists() and (app / "up").exists())
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(10)
+                sock.connect(str(app / "app.sock"))
+                sock.sendall(b"hello\n")
+                assert sock.recv(100).endswith(b"hello\n")
+    finally:
+        process.terminate()
+        status = process.wait(15)
+    print(f"\n/dev/full as standard error, debug logs: 20 answers, exit status {status}")
+    assert status == 0
+
+
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        words = file.read().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
