@@ -12,7 +12,27 @@ from typing_extensions import disjoint_base
 
 from longshore.config import Limits, Timeouts
 
-__all__ = ["DONE", "Datagrams", "Done", "Framing", "Lines", "Origin", "Reactor", "Stream", "Taking", "Timer"]
+__all__ = [
+    "Accepting",
+    "DONE",
+    "Datagrams",
+    "Done",
+    "Framing",
+    "Lines",
+    "Origin",
+    "Reactor",
+    "Stream",
+    "Taking",
+    "Timer",
+]
+
+@final
+class Accepting:
+    """What takes the connections of one listening socket, by one call of the system each."""
+
+    def __new__(cls, listener: Socket) -> Accepting: ...
+    def __call__(self) -> tuple[Socket, Any]:
+        """The next connection, in non-blocking mode, and its peer's address; errors are those of accept(2)."""
 
 @final
 class Origin:

@@ -3,6 +3,7 @@
 //! It lends the engine to nobody: each method borrows it, notes what is to be told, gives it back, and only then calls
 //! Python.  Classes are frozen; what they hold of Python is in cells that are reached under Python's lock.
 
+mod acceptor;
 mod cell;
 mod datagrams;
 mod dispatch;
@@ -38,6 +39,8 @@ fn shielded<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R
 mod _native {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::acceptor::Accepting;
     #[pymodule_export]
     use super::datagrams::Datagrams;
     #[pymodule_export]
