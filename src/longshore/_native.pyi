@@ -31,8 +31,8 @@ class Accepting:
     """What takes the connections of one listening socket, by one call of the system each."""
 
     def __new__(cls, listener: Socket) -> Accepting: ...
-    def __call__(self) -> tuple[Socket, Any]:
-        """The next connection, in non-blocking mode, and its peer's address; errors are those of accept(2)."""
+    def accept(self) -> tuple[Socket, Any]:
+        """The next connection, in non-blocking mode, and its peer's address; errors are the system's own."""
 
 @final
 class Origin:

@@ -241,3 +241,17 @@ def test_a_flood_delays_neither_another_client_nor_a_timer(monkeypatch):
             ended.set()
             for thread in flooding:
                 thread.join()
+
+
+def test_a_panic_is_an_error_that_whoever_guards_himself_against_errors_catches(monkeypatch):
+    monkeypatch.setenv("LONGSHORE_REACTOR", "native")
+    reactor, _reason = create()
+    gone = socket.socket()
+    gone.close()
+    try:
+        # The reactor's owner never watches a closed socket, so Rust takes for granted that there is a descriptor.
+        with pytest.raises(InternalError, match="please report it|broke a promise of its own"):
+            reactor.watch(gone, 1, lambda _events: None)
+        assert reactor.run_ready() is None
+    finally:
+        reactor.close()

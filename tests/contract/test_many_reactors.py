@@ -137,6 +137,10 @@ def test_many_reactors_serve_on_many_threads_while_others_use_them(reactor, eage
         for server in servers:
             closed = server.events.wait_for_count(ConnectionClosed, 6)
             assert sum(event.messages for event in closed) == 6 * 40 * SCALE
+            # The event comes first, then the place is free.
+            turned = threading.Event()
+            server.reactor.post(turned.set)
+            assert turned.wait(20)
             assert server.statistics().connections == 0
 
 

@@ -795,7 +795,7 @@ def test_a_native_reactor_accepts_as_the_listener_itself_would():
     native = pytest.importorskip("longshore._native", reason="the native reactor was not built", exc_type=ImportError)
     (listener,) = bind("tcp://127.0.0.1:0")
     try:
-        accept = native.Accepting(listener.socket)
+        accept = native.Accepting(listener.socket).accept
         with pytest.raises(BlockingIOError):
             accept()
         with socket.create_connection(listener.socket.getsockname()) as client:

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
 use super::sender::address_of;
-use super::{shielded, words};
+use super::words;
 use crate::engine;
 
 /// What takes the connections of one listening socket.
@@ -21,6 +21,7 @@ pub struct Accepting {
     protocol: i32,
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Accepting {
     #[new]
@@ -31,21 +32,18 @@ impl Accepting {
     }
 
     /// The next connection, in non-blocking mode, and its peer's address.
-    fn __call__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Py<PyAny>)> {
+    fn accept<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Py<PyAny>)> {
         static SOCKET: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-        shielded(py, || {
-            let listener: RawFd = self.listener.bind(py).call_method0(intern!(py, "fileno"))?.extract()?;
-            if listener < 0 {
-                return Err(words::refused(py, &Error::from_raw_os_error(libc::EBADF)));
-            }
-            let (socket, peer) = engine::accept(listener).map_err(|error| words::refused(py, &error))?;
-            let address = address_of(py, peer.name())?;
-            let make = SOCKET
-                .get_or_try_init(py, || Ok::<_, PyErr>(py.import("socket")?.getattr("socket")?.unbind()))?
-                .bind(py);
-            let made = make.call1((self.family, self.kind, self.protocol, socket.into_raw_fd()))?;
-            made.call_method1(intern!(py, "setblocking"), (false,))?;
-            Ok((made, address))
-        })
+        let listener: RawFd = self.listener.bind(py).call_method0(intern!(py, "fileno"))?.extract()?;
+        if listener < 0 {
+            return Err(words::refused(py, &Error::from_raw_os_error(libc::EBADF)));
+        }
+        let (socket, peer) = engine::accept(listener).map_err(|error| words::refused(py, &error))?;
+        let address = address_of(py, peer.name())?;
+        let make =
+            SOCKET.get_or_try_init(py, || Ok::<_, PyErr>(py.import("socket")?.getattr("socket")?.unbind()))?.bind(py);
+        let made = make.call1((self.family, self.kind, self.protocol, socket.into_raw_fd()))?;
+        made.call_method1(intern!(py, "setblocking"), (false,))?;
+        Ok((made, address))
     }
 }

@@ -24,6 +24,7 @@ impl Framing {
     }
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Framing {
     /// There are no messages.
@@ -107,6 +108,7 @@ pub struct Lines {
     limit: usize,
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Lines {
     fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
@@ -204,6 +206,7 @@ impl Stream {
     }
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Stream {
     /// What cuts messages; a new one applies from the byte after the last message taken.

@@ -17,21 +17,25 @@ mod taking;
 mod timer;
 mod words;
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pyo3::prelude::*;
 
-/// Run `call`, and make an `InternalError` of a panic.
+/// Run `call`, and make an `InternalError` of a panic; every method that Python calls does (`longshore_shield`).
 #[inline]
-fn shielded<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<&str>()
-            .map(ToString::to_string)
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_default();
-        Err(words::PANICKED.error(py, (text,)))
-    })
+fn unpanicked<R>(call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Python::attach(|py| Err(told(py, panic.as_ref()))))
+}
+
+#[cold]
+fn told(py: Python<'_>, panic: &(dyn Any + Send)) -> PyErr {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    words::PANICKED.error(py, (text,))
 }
 
 /// The native reactor of Longshore; `longshore.reactor.native` is what makes it one.

@@ -15,7 +15,7 @@ use pyo3::types::PyTuple;
 
 use super::cell::GilCell;
 use super::stream::Stream;
-use super::{shielded, words};
+use super::{unpanicked, words};
 
 /// What is awaited once it has begun.
 enum Stage {
@@ -72,6 +72,7 @@ pub struct Taking {
 #[pyclass(frozen, module = "longshore._native")]
 pub struct Done;
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Done {
     fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
@@ -177,6 +178,7 @@ impl Taking {
     }
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Taking {
     fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
@@ -275,7 +277,7 @@ unsafe extern "C" fn send(
     Python::attach(|py| {
         // SAFETY: the interpreter lends both objects for the call.
         let (taking, sent) = unsafe { (Bound::from_borrowed_ptr(py, taking), Bound::from_borrowed_ptr(py, sent)) };
-        let outcome = shielded(py, || {
+        let outcome = unpanicked(|| {
             let taking = taking.cast::<Taking>()?;
             taking.get().go_on(py, &sent)
         });

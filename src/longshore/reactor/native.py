@@ -130,7 +130,7 @@ class NativeReactor(_native.Reactor):
     ) -> Acceptor:
         """Accept on `listener` for `owner` by calling `accept`, natively where that asks the system only."""
         if getattr(accept, "is_plain", False):
-            accept = _native.Accepting(listener)
+            accept = _native.Accepting(listener).accept
         return Acceptor(self, listener, owner, accept, **options)  # type: ignore[arg-type]
 
     def stream(
