@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
     from longshore.reactor.portable import PortableReactor
+    from longshore.reactor.stream import Stream
 
 __all__ = ("AsyncLink", "Embedding", "embed")
 
@@ -49,6 +50,12 @@ class AsyncLink(StreamLink):
     def waiting(self) -> bool:
         """Whether a task waits for input now."""
         return self._hungry > 0
+
+    def attach(self, stream: Stream) -> None:
+        """Stand on `stream`."""
+        super().attach(stream)
+        #: What is awaited where there is nothing to wait for.
+        self.done: Awaitable[None] = stream.DONE
 
     def _wake(self) -> None:
         super()._wake()
@@ -142,10 +149,10 @@ class AsyncLink(StreamLink):
             )
         if elsewhere:
             self._post_write(data)
-            return stream.DONE
+            return self.done
         stream.write(data)
         if self.pending <= limit:
-            return stream.DONE
+            return self.done
         self._ignored = _Room(self, timeout)
         return self._ignored
 

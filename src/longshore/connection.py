@@ -401,7 +401,7 @@ class AsyncConnection(_Named):
         """Queue `data` now; the await returns once no more than `max_pending_bytes` are pending."""
         link: Any = self._link
         if link.output.offer(data):
-            return link.stream.DONE  # type: ignore[no-any-return]
+            return link.done  # type: ignore[no-any-return]
         return link.queue(bytes(data), self._timeout)  # type: ignore[no-any-return]
 
     def send(self, message: Any) -> Awaitable[None]:
@@ -452,6 +452,8 @@ class AsyncConnection(_Named):
 class _Writer(io.RawIOBase):
     """The writing file of `makefile`: unbuffered, as the connection has buffers of its own."""
 
+    __slots__ = ("_connection",)
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
@@ -476,6 +478,8 @@ class _Reader(io.BufferedIOBase):
     A buffer between the two would hide pipelined input from the connection, which then could not tell when
     writes may be coalesced.  Closing it leaves the connection open, as sockets do.
     """
+
+    __slots__ = ("_connection",)
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -15,7 +15,7 @@ from longshore.buffers import InputBuffer
 from longshore.errors import LimitExceeded, LongshoreError, ReadTimeout, WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from socket import socket as Socket
 
     from longshore.reactor.stream import Stream
@@ -111,19 +111,20 @@ class StreamLink:
         self.stream: Stream = None  # type: ignore[assignment]
         #: What came and is not consumed.
         self.input: InputBuffer = None  # type: ignore[assignment]
-        #: Who takes output that needs no waiting: the stream, as long as no other thread has written.
+        #: Who takes output that needs no waiting.
         self.output: Output = self.stream
         self._on_closed = on_closed
-        self._sleepers: list[threading.Event] = []
         self._posted = 0
         self._open = False
+
+    #: Threads that wait.
+    _sleepers: Sequence[threading.Event] = ()
 
     def attach(self, stream: Stream) -> None:
         """Stand on `stream`."""
         self.stream = stream
         self.input = stream.input
-        if self.output is not LATER:
-            self.output = stream
+        self.output = stream
 
     # -- the stream's sink -----------------------------------------------------------------------------
 
@@ -150,7 +151,7 @@ class StreamLink:
             self._on_closed(cause, error)
 
     def _wake(self) -> None:
-        for sleeper in self._sleepers:
+        for sleeper in tuple(self._sleepers):
             sleeper.set()
 
     # -- waiting ---------------------------------------------------------------------------------------
@@ -163,7 +164,8 @@ class StreamLink:
                 hint='Use strategy="green", "threads" or "async" for handlers that wait.',
             )
         sleeper = threading.Event()
-        self._sleepers.append(sleeper)
+        # Made by the first who sleeps; most links never have one, and setdefault makes one for all who come at once.
+        self.__dict__.setdefault("_sleepers", []).append(sleeper)
         self.stream.telling = True
         try:
             # What happened between the caller's look and this line has found no sleeper: look again in time.
@@ -173,7 +175,7 @@ class StreamLink:
             if not sleeper.wait(timeout):
                 raise ReadTimeout(f"{what} on the connection to {self.stream.peer}: nothing in {timeout:g} s")
         finally:
-            self._sleepers.remove(sleeper)
+            self.__dict__["_sleepers"].remove(sleeper)
 
     def wait_input(self, timeout: float | None) -> None:
         """Return once more input came or the stream ended.
@@ -254,8 +256,6 @@ class StreamLink:
     def _post_write(self, data: bytes) -> None:
         if self.stream.state != "open":
             raise self.stream.failure()
-        # Before it is posted: whoever writes after this call must not overtake it.
-        self.output = LATER
         self._posted += len(data)
         self.stream.reactor.post(self._write_posted, data)
 

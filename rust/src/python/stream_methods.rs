@@ -186,7 +186,8 @@ impl Stream {
 
     /// Say whether a handler waits for input: it is what `idle` counts, and it always reads on.
     pub fn want_input(&self, py: Python<'_>, hungry: bool) -> PyResult<()> {
-        let now = self.reactor().time(py)?;
+        // Whoever waits no more moves no deadline.
+        let now = if hungry { self.reactor().time(py)? } else { 0.0 };
         self.with(py, |core| core.engine.want_input(self.token, hungry, now));
         Ok(())
     }

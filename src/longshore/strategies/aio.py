@@ -68,7 +68,7 @@ class _ServedLink(AsyncLink):
             finally:
                 self._hungry -= 1
             if self.stream.input.ended:
-                return self.stream.DONE
+                return self.done
         return super().input_came(timeout)
 
 

@@ -33,6 +33,14 @@ __all__ = ("GreenLink", "GreenSession", "GreenStrategy", "Home", "Parking", "par
 BATCH = 256
 
 
+class _Parked(greenlet.greenlet):
+    """A greenlet that knows where it waits; a slot, as a dictionary for each would cost more than that."""
+
+    __slots__ = ("parking",)
+
+    parking: Parking
+
+
 class Parking:
     """Where greenlets of one reactor wait: a greenlet of its own switches to its parent, the hub."""
 
@@ -41,10 +49,10 @@ class Parking:
 
     def spawn(self, function: Callable[..., Any], *args: Any, context: Any = None) -> greenlet.greenlet:
         """Run `function` in a new greenlet, at once, until it first waits."""
-        fresh = greenlet.greenlet(function, parent=_hub())
+        fresh = _Parked(function, _hub())
         if context is not None:
             fresh.gr_context = context
-        fresh.parking = self  # type: ignore[attr-defined]
+        fresh.parking = self
         fresh.switch(*args)
         return fresh
 
@@ -152,6 +160,25 @@ class GreenLink(StreamLink):
     ended_for_drain = False
 
 
+class _SessionLink(GreenLink):
+    """A link that tells its session of what that has to know."""
+
+    def __init__(self, session: GreenSession) -> None:
+        super().__init__()
+        self._session = session
+
+    def opened(self) -> None:
+        super().opened()
+        self._session.link_opened()
+
+    def idled(self) -> None:
+        self._session.link_idled()
+
+    def closed(self, cause: str, error: BaseException | None) -> None:
+        super().closed(cause, error)
+        self._session.gone(cause, error)
+
+
 class Home(Protocol):
     """Where greenlets of sessions live: the strategy, or whoever stands for it."""
 
@@ -169,25 +196,24 @@ class GreenSession(StreamSession):
     """One connection and its greenlet."""
 
     def __init__(self, strategy: Home, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
-        link = GreenLink(self._stream_closed)
+        link = _SessionLink(self)
         super().__init__(strategy.host, sock, peer, local, tls, link)
         self._link = link
         self._parking = strategy.parking
         self._running = strategy.running
         self._greenlet: greenlet.greenlet | None = None
         self._handler: Any = None
-        link.opened = self._link_opened  # type: ignore[method-assign]
-        link.idled = self._link_idled  # type: ignore[method-assign]
 
-    def _link_opened(self) -> None:
-        GreenLink.opened(self._link)
+    def link_opened(self) -> None:
+        """Start the handler; a later handshake of its own (`start_tls`) starts nothing."""
         if not self.handler_running and self._greenlet is None:
             self.opened(tls_version(self._link))
             self.handler_running = True
             # In a turn of its own, so that accepting goes on before the handler does.
             self.host.reactor.again(self._start)
 
-    def _link_idled(self) -> None:
+    def link_idled(self) -> None:
+        """Call the hook; what it sends keeps the connection."""
         if self._handler is not None:
             self._handler.idle()
 
@@ -274,9 +300,6 @@ class GreenSession(StreamSession):
                 return
             self.connection.messages += 1
             yield message
-
-    def _stream_closed(self, cause: str, error: BaseException | None) -> None:
-        self.gone(cause, error)
 
     def drain(self, deadline: float | None) -> None:
         """Call the hook; whoever waits and owes nothing sees the end of the stream."""

@@ -27,7 +27,7 @@ class _MessageLink(StreamLink):
     """The sink of one stream; its messages need no telling, as the stream dispatches them."""
 
     def __init__(self, session: _MessageSession) -> None:
-        super().__init__(session.stream_closed)
+        super().__init__()
         self._session = session
 
     def opened(self) -> None:
@@ -36,6 +36,10 @@ class _MessageLink(StreamLink):
 
     def idled(self) -> None:
         self._session.idled()
+
+    def closed(self, cause: str, error: BaseException | None) -> None:
+        super().closed(cause, error)
+        self._session.stream_closed(cause, error)
 
 
 class _MessageSession(StreamSession):
