@@ -56,7 +56,7 @@ mod _native {
     #[pymodule_export]
     use super::stream::Stream;
     #[pymodule_export]
-    use super::taking::{Done, Taking, taking};
+    use super::taking::{Done, Taking};
     #[pymodule_export]
     use super::timer::Timer;
 

@@ -63,7 +63,6 @@ class NativeStream(_native.Stream):
 
     #: Packets are the portable stream's.
     in_packets = False
-    taking = staticmethod(_native.taking)
     DONE = _native.DONE
 
 
