@@ -102,7 +102,7 @@ lint: $(STAMP) ## Check format, style, types and layers
 		$(BIN)/python -m mypy.stubtest --concise longshore._native; fi
 	$(BIN)/lint-imports --no-logo
 	@if $(RUST_WORKS); then set -x; \
-		cargo fmt --check --manifest-path rust/Cargo.toml && \
+		cargo fmt --all --check --manifest-path rust/Cargo.toml && \
 		cargo clippy --locked --quiet --all-targets --manifest-path rust/Cargo.toml -- -D warnings && \
 		cargo clippy --locked --quiet --features python --lib --manifest-path rust/Cargo.toml -- -D warnings && \
 		cargo fmt --check $(BENCH_CARGO) && \

@@ -42,7 +42,7 @@ class Origin:
 class Datagrams:
     """A datagram socket owned by a native reactor; as `longshore.reactor.datagrams.Datagrams`.
 
-    `segments` says whether answers of one size to one peer go through the kernel as one.
+    `segments` says whether datagrams of one size from or to one peer go through the kernel as one.
     """
 
     def __new__(cls, reactor: Reactor, sock: Socket, owner: Any, segments: bool) -> Datagrams: ...

@@ -246,7 +246,7 @@ class Admission:
         """Take an accepted connection, or turn it away."""
         family = listener.family
         peer, who = format_peer(family, address), _who(family, sock, address)
-        trusted = who in self._trusted
+        trusted = self._proxy is not None and who in self._trusted
         # A trusted proxy is not judged, its clients are, each when it is known.
         limit = self._take_places() or (None if trusted else self._judge(who))
         if limit is not None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import random
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -385,3 +386,36 @@ def test_an_interrupt_leaves_the_server_and_what_was_answered_before_it_still_go
         assert client.recv(10) == b"one"
         server.wait_stopped()
         assert server.status == "stopped"
+
+
+@both
+@pytest.mark.parametrize("batches", [False, True])
+def test_what_was_sent_as_one_comes_as_the_many_that_it_is(reactor, batches, monkeypatch):
+    seen: list[bytes] = []
+
+    def note(message: bytes, peer: Any) -> Any:
+        seen.append(message)
+        return message if message == b"end" else None
+
+    class Notes(MessageHandler):
+        def messages(self, batch: list[bytes]) -> Any:
+            return [reply for message in batch if (reply := note(message, None))]
+
+    segment = 103  # UDP_SEGMENT of udp(7), which the socket module lacks
+    with serving(monkeypatch, reactor, Notes if batches else note, "udp://127.0.0.1:0") as server:
+        with asking(server.url) as client:
+            for start in range(0, 200, 50):
+                texts = [b"%05d" % number for number in range(start, start + 50)]
+                size = (5).to_bytes(2, sys.byteorder)
+                try:
+                    client.sendmsg([b"".join(texts)], [(socket.IPPROTO_UDP, segment, size)])
+                except OSError:
+                    pytest.skip("this kernel sends no segments")
+                client.send(b"")
+            client.send(b"end")
+            assert client.recv(10) == b"end"
+        assert server.statistics().datagrams == len(seen)
+    expected = [b"%05d" % number for number in range(200)]
+    for place in (200, 150, 100, 50):
+        expected.insert(place, b"")
+    assert seen == [*expected, b"end"]

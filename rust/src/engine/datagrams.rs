@@ -10,6 +10,8 @@
 //!   (PKTINFO, in ip(7) and ipv6(7)), and its answer leaves from there.
 //! * Datagrams of one size to one address may go through the network's layers as one (UDP_SEGMENT, in udp(7)): answers
 //!   to whoever has many in flight are most often of this kind.
+//! * The other way round, datagrams of one size from one peer may come as one (UDP_GRO), with their size beside them.  It
+//!   is another form of input, so it is asked for only as long as we read, and is another matter than how many to take.
 //! * An error of sendmmsg(2) is lost where something was sent before it, and comes again with what it is about.
 
 use std::io;
@@ -27,6 +29,7 @@ const STRIDE: usize = LONGEST + 1 + 3 * 64;
 const CONTROL: usize = 96;
 /// The control message with the size of segments; the libc crate has it for few targets.
 const UDP_SEGMENT: libc::c_int = 103;
+const UDP_GRO: libc::c_int = 104;
 /// The kernel takes so many segments, and bytes, as one.
 const SEGMENTS: usize = 64;
 const SEGMENTED: usize = 65_000;
@@ -108,6 +111,28 @@ pub struct Datagram<'a> {
     pub origin: Origin,
     /// Whether it was longer than the buffer.
     pub truncated: bool,
+    /// The size of those that came as one, of which the last may be shorter; 0 if it is only one.
+    segment: usize,
+}
+
+impl<'a> Datagram<'a> {
+    /// The datagrams that came as this one; itself, if it is only one.
+    pub fn pieces(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let size = if self.segment == 0 { self.data.len() } else { self.segment };
+        let empty = self.data.is_empty().then_some(self.data);
+        empty.into_iter().chain(self.data.chunks(size.max(1)))
+    }
+}
+
+/// Have a socket give datagrams that came as one together, or not any more; true if it does.
+pub fn take_together(fd: RawFd, together: bool) -> bool {
+    let value = libc::c_int::from(together);
+    // SAFETY: the option takes a number, which lives during the call; what is no UDP socket refuses it.
+    let done = unsafe {
+        let size = size_of_val(&value) as libc::socklen_t;
+        libc::setsockopt(fd, libc::SOL_UDP, UDP_GRO, (&raw const value).cast(), size)
+    };
+    done == 0 && together
 }
 
 /// Room for what recvmmsg(2) gives.
@@ -157,21 +182,21 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// Take what has come, up to [`DATAGRAMS`]; how many there are.
+    /// Take what has come, at most `most` and [`DATAGRAMS`]; how many there are.
     ///
     /// # Errors
     ///
     /// `WouldBlock` if there is none; else what an earlier answer has met, or what is wrong with the socket.
-    pub fn receive(&mut self, fd: RawFd) -> io::Result<usize> {
+    pub fn receive(&mut self, fd: RawFd, most: usize) -> io::Result<usize> {
+        let most = most.clamp(1, DATAGRAMS);
         self.count = 0;
-        for header in &mut self.headers {
+        for header in &mut self.headers[..most] {
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
             header.msg_hdr.msg_controllen = CONTROL as _;
         }
         // SAFETY: the headers point to buffers, names and controls that live as long as `self`, with their true sizes.
-        let count = unsafe {
-            libc::recvmmsg(fd, self.headers.as_mut_ptr(), DATAGRAMS as _, libc::MSG_DONTWAIT, ptr::null_mut())
-        };
+        let count =
+            unsafe { libc::recvmmsg(fd, self.headers.as_mut_ptr(), most as _, libc::MSG_DONTWAIT, ptr::null_mut()) };
         self.count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
         Ok(self.count)
     }
@@ -181,56 +206,66 @@ impl Inbox {
     pub fn get(&self, index: usize) -> Option<Datagram<'_>> {
         let header = self.headers[..self.count].get(index)?;
         let length = (header.msg_len as usize).min(LONGEST);
+        let (origin, segment) = self.origin(index, &header.msg_hdr);
         Some(Datagram {
             data: &self.buffers[index * STRIDE..][..length],
-            origin: self.origin(index, &header.msg_hdr),
+            origin,
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            segment,
         })
     }
 
-    fn origin(&self, index: usize, header: &libc::msghdr) -> Origin {
+    fn origin(&self, index: usize, header: &libc::msghdr) -> (Origin, usize) {
         let length = (header.msg_namelen as usize).min(size_of::<libc::sockaddr_storage>());
         // SAFETY: the name is a plain C struct of at least so many bytes, all of which were zeros before the kernel
         // wrote into them.
         let name = unsafe { std::slice::from_raw_parts((&raw const self.names[index]).cast::<u8>(), length) };
-        let mut local = [0; 20];
-        let control = &self.controls[index].0[..CONTROL.min(header.msg_controllen as _)];
-        let known = local_in(control, &mut local);
-        Origin::new(name, &local[..known])
+        let notes = Notes::read(&self.controls[index].0[..CONTROL.min(header.msg_controllen as _)]);
+        (Origin::new(name, &notes.local[..notes.known]), notes.segment)
     }
 }
 
-/// Find the address of ours in the control messages, in the form of [`Origin::local`]; how many bytes it has.
-fn local_in(mut control: &[u8], local: &mut [u8; 20]) -> usize {
-    const HEADER: usize = size_of::<libc::cmsghdr>();
-    while let Some((head, rest)) = control.split_at_checked(HEADER) {
-        let number = |at: usize| head[at..].first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
-        let length = head.first_chunk().map_or(0, |bytes| usize::from_ne_bytes(*bytes));
-        let (level, kind) =
-            (number(offset_of!(libc::cmsghdr, cmsg_level)), number(offset_of!(libc::cmsghdr, cmsg_type)));
-        let data = &rest[..length.saturating_sub(HEADER).min(rest.len())];
-        match (level, kind, data.len()) {
-            // in_pktinfo: interface, the local address to send from, the address in the header.  The interface is
-            // left to routing: naming it would break answers that leave through another one.
-            (libc::IPPROTO_IP, libc::IP_PKTINFO, 12..) => {
-                local[..4].copy_from_slice(&data[4..8]);
-                return 4;
-            }
-            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, 20..) => {
-                local.copy_from_slice(&data[..20]);
-                // A link-local address means nothing without its interface; any other is left to routing as well.
-                if data[0] != 0xFE || data[1] & 0xC0 != 0x80 {
-                    local[16..].fill(0);
+/// What the control messages of a datagram say.
+struct Notes {
+    /// Our address, in the form of [`Origin::local`], and how many bytes of it are known.
+    local: [u8; 20],
+    known: usize,
+    segment: usize,
+}
+
+impl Notes {
+    fn read(mut control: &[u8]) -> Self {
+        const HEADER: usize = size_of::<libc::cmsghdr>();
+        let mut notes = Notes { local: [0; 20], known: 0, segment: 0 };
+        while let Some((head, rest)) = control.split_at_checked(HEADER) {
+            let number = |bytes: &[u8]| bytes.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+            let length = head.first_chunk().map_or(0, |bytes| usize::from_ne_bytes(*bytes));
+            let level = number(&head[offset_of!(libc::cmsghdr, cmsg_level)..]);
+            let kind = number(&head[offset_of!(libc::cmsghdr, cmsg_type)..]);
+            let data = &rest[..length.saturating_sub(HEADER).min(rest.len())];
+            match (level, kind, data.len()) {
+                // in_pktinfo: interface, the local address to send from, the address in the header.  The interface is
+                // left to routing: naming it would break answers that leave through another one.
+                (libc::IPPROTO_IP, libc::IP_PKTINFO, 12..) => {
+                    notes.local[..4].copy_from_slice(&data[4..8]);
+                    notes.known = 4;
                 }
-                return 20;
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, 20..) => {
+                    notes.local.copy_from_slice(&data[..20]);
+                    // A link-local address means nothing without its interface; any other is left to routing as well.
+                    if data[0] != 0xFE || data[1] & 0xC0 != 0x80 {
+                        notes.local[16..].fill(0);
+                    }
+                    notes.known = 20;
+                }
+                (libc::SOL_UDP, UDP_GRO, 4..) => notes.segment = number(data).max(0) as usize,
+                _ => {}
             }
-            _ => {}
+            // The next header is where this one ends, aligned.
+            control = control.get(length.max(HEADER).next_multiple_of(size_of::<usize>())..).unwrap_or_default();
         }
-        // The next header is where this one ends, aligned.
-        let step = length.max(HEADER).next_multiple_of(size_of::<usize>());
-        control = control.get(step..).unwrap_or_default();
+        notes
     }
-    0
 }
 
 fn header() -> libc::mmsghdr {
@@ -445,7 +480,7 @@ mod tests {
             client.send(question).unwrap();
         }
         let mut inbox = Inbox::default();
-        assert_eq!(inbox.receive(server.as_raw_fd()).unwrap(), 3);
+        assert_eq!(inbox.receive(server.as_raw_fd(), DATAGRAMS).unwrap(), 3);
         assert_eq!(received(&inbox, 3), [&b"one"[..], b"", b"three"]);
         let asked: Vec<_> = (0..3).map(|index| inbox.get(index).unwrap()).collect();
         assert!(asked.iter().all(|datagram| datagram.origin.local() == [127, 0, 0, 9] && !datagram.truncated));
@@ -459,7 +494,7 @@ mod tests {
                 assert_eq!(&buffer[..length], expected);
             }
         }
-        assert_eq!(inbox.receive(server.as_raw_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(inbox.receive(server.as_raw_fd(), DATAGRAMS).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert!(inbox.get(0).is_none());
     }
 
@@ -470,7 +505,7 @@ mod tests {
         client.connect(server.local_addr().unwrap()).unwrap();
         client.send(b"?").unwrap();
         let mut inbox = Inbox::default();
-        inbox.receive(server.as_raw_fd()).unwrap();
+        inbox.receive(server.as_raw_fd(), DATAGRAMS).unwrap();
         let origin = inbox.get(0).unwrap().origin;
         let texts: Vec<Vec<u8>> =
             (0..100u8).map(|number| vec![number; if number % 40 == 39 { 3 } else { 7 }]).collect();
@@ -486,13 +521,42 @@ mod tests {
     }
 
     #[test]
+    fn what_was_sent_as_one_comes_as_one_where_that_was_asked_for() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.connect(server.local_addr().unwrap()).unwrap();
+        if !take_together(server.as_raw_fd(), true) {
+            // A kernel before Linux 5.0.
+            return;
+        }
+        client.send(b"?").unwrap();
+        let mut inbox = Inbox::default();
+        inbox.receive(server.as_raw_fd(), 1).unwrap();
+        let asked = inbox.get(0).unwrap();
+        assert_eq!(asked.pieces().collect::<Vec<_>>(), [b"?"]);
+        // To the server itself, so that what it sends as one comes back.
+        let mut origin = asked.origin;
+        let port = server.local_addr().unwrap().port().to_be_bytes();
+        origin.bytes[2..4].copy_from_slice(&port);
+        let texts: [&[u8]; 4] = [b"one", b"two", b"too", b"a"];
+        let answers = texts.map(|data| Answer { data, origin: &origin });
+        Outbox::new(true).send(server.as_raw_fd(), &answers, |_, error| panic!("{error}"));
+        assert_eq!(inbox.receive(server.as_raw_fd(), DATAGRAMS).unwrap(), 1);
+        assert_eq!(inbox.get(0).unwrap().pieces().collect::<Vec<_>>(), texts);
+        assert!(!take_together(server.as_raw_fd(), false));
+        Outbox::new(true).send(server.as_raw_fd(), &answers, |_, error| panic!("{error}"));
+        assert_eq!(inbox.receive(server.as_raw_fd(), 3).unwrap(), 3);
+        assert_eq!(inbox.receive(server.as_raw_fd(), 3).unwrap(), 1);
+    }
+
+    #[test]
     fn what_cannot_be_sent_is_told_and_the_rest_still_goes() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.connect(server.local_addr().unwrap()).unwrap();
         client.send(b"?").unwrap();
         let mut inbox = Inbox::default();
-        inbox.receive(server.as_raw_fd()).unwrap();
+        inbox.receive(server.as_raw_fd(), DATAGRAMS).unwrap();
         let origin = inbox.get(0).unwrap().origin;
         let long = vec![0; 65_508];
         let texts = [&b"first"[..], &long, b"last", b"more"];
@@ -518,7 +582,7 @@ mod tests {
         client.send(&vec![7; LONGEST + 1]).unwrap();
         client.send(&vec![8; LONGEST]).unwrap();
         let mut inbox = Inbox::default();
-        assert_eq!(inbox.receive(server.as_raw_fd()).unwrap(), 2);
+        assert_eq!(inbox.receive(server.as_raw_fd(), DATAGRAMS).unwrap(), 2);
         let (cut, whole) = (inbox.get(0).unwrap(), inbox.get(1).unwrap());
         assert_eq!((cut.data.len(), cut.truncated), (LONGEST, true));
         assert_eq!((whole.data.len(), whole.truncated), (LONGEST, false));

@@ -21,7 +21,7 @@ mod wheel;
 pub use acceptor::accept;
 pub use buffer::{Input, Pool, Taken};
 pub use counters::{Counters, HISTOGRAM};
-pub use datagrams::{Answer, DATAGRAMS, Datagram, Inbox, LONGEST, Origin, Outbox};
+pub use datagrams::{Answer, DATAGRAMS, Datagram, Inbox, LONGEST, Origin, Outbox, take_together};
 pub use deadlines::{Due, Timeouts, Watch};
 pub use framing::{Cut, Cutter, Framing, Kind, Prefix};
 pub use poller::{Poller, READ, WRITE};

@@ -21,7 +21,7 @@ use super::cell::GilCell;
 use super::reactor::{BUDGET, Reactor, monotonic};
 use super::sender::{Origin, Sender};
 use super::words;
-use crate::engine::{Answer, DATAGRAMS, Inbox, Outbox};
+use crate::engine::{Answer, DATAGRAMS, Inbox, Outbox, take_together};
 
 /// Datagrams that one socket may give before the others get their turn.
 const BURST: usize = 4 * DATAGRAMS;
@@ -49,6 +49,8 @@ struct Own {
     senders: HashMap<Box<[u8]>, Arc<Sender>>,
     inbox: Option<Box<Inbox>>,
     outbox: Option<Box<Outbox>>,
+    /// How many datagrams came as one, the last time: as many fewer are taken at once.
+    pieces: usize,
     replies: Vec<Reply>,
     bytes: usize,
     running: bool,
@@ -106,13 +108,20 @@ impl Datagrams {
         if fd < 0 { Err(words::refused(py, &std::io::Error::from_raw_os_error(libc::EBADF))) } else { Ok(fd) }
     }
 
+    /// Ask for datagrams that come as one, or not any more, where that is known.
+    fn together(&self, py: Python<'_>, together: bool) {
+        if let (true, Ok(fd)) = (self.segments, self.fd(py)) {
+            take_together(fd, together);
+        }
+    }
+
     /// Who sent a datagram: remembered from an earlier one, or new.
-    fn sender(&self, py: Python<'_>, origin: crate::engine::Origin) -> PyResult<Arc<Sender>> {
+    fn sender(&self, py: Python<'_>, origin: &crate::engine::Origin) -> PyResult<Arc<Sender>> {
         if let Some(known) = self.own.with(py, |own| own.senders.get(origin.key()).cloned()) {
             return Ok(known);
         }
         let key = Box::from(origin.key());
-        let made = Arc::new(Sender::new(py, origin)?);
+        let made = Arc::new(Sender::new(py, origin.clone())?);
         let kept = made.clone();
         // Dropped behind the borrow, as the ends of peers may run Python.
         let _before = self.own.with(py, |own| {
@@ -143,7 +152,8 @@ impl Datagrams {
         let mut left = limit;
         while left > 0 && self.own.with(py, |own| own.running) {
             let fd = self.fd(py)?;
-            let count = match inbox.receive(fd) {
+            let most = DATAGRAMS / self.own.with(py, |own| own.pieces.clamp(1, DATAGRAMS));
+            let count = match inbox.receive(fd, most) {
                 Ok(count) => count,
                 Err(error) => {
                     let nothing =
@@ -158,23 +168,25 @@ impl Datagrams {
                     };
                 }
             };
-            self.count.fetch_add(count as u64, Relaxed);
-            self.hand_over(py, inbox, count)?;
+            let pieces = self.hand_over(py, inbox, count)?;
             self.flush(py)?;
-            left = left.saturating_sub(count);
-            if count < DATAGRAMS || (limit <= BURST && monotonic() - started > BUDGET) {
+            self.own.with(py, |own| own.pieces = pieces.div_ceil(count));
+            left = left.saturating_sub(pieces);
+            if count < most || (limit <= BURST && monotonic() - started > BUDGET) {
                 break;
             }
         }
         Ok(())
     }
 
-    fn hand_over(&self, py: Python<'_>, inbox: &Inbox, count: usize) -> PyResult<()> {
+    /// Hand over what was taken; how many datagrams that were.
+    fn hand_over(&self, py: Python<'_>, inbox: &Inbox, count: usize) -> PyResult<usize> {
         let (owner, call, batches) = self.own.with(py, |own| {
             let bound = |object: &Option<Py<PyAny>>| object.as_ref().map(|object| object.bind(py).clone());
             (bound(&own.owner), bound(&own.call), own.batches)
         });
-        let Some(owner) = owner else { return Ok(()) };
+        let Some(owner) = owner else { return Ok(0) };
+        let mut handed = 0;
         let callee = call.map(|call| Callee { call, owner: owner.clone() });
         let mut last: Option<Arc<Sender>> = None;
         let mut groups: Vec<(Arc<Sender>, Vec<Bound<'_, PyBytes>>)> = Vec::new();
@@ -182,24 +194,29 @@ impl Datagrams {
             let Some(datagram) = inbox.get(index) else { break };
             let sender = match last.take().filter(|last| *last.origin() == datagram.origin) {
                 Some(same) => same,
-                None => self.sender(py, datagram.origin)?,
+                None => self.sender(py, &datagram.origin)?,
             };
             if datagram.truncated {
+                handed += 1;
+                self.count.fetch_add(1, Relaxed);
                 let told = (datagram.data.len(), sender.address(py));
                 owner.call_method1(intern!(py, "truncated"), told)?;
-            } else {
-                let data = PyBytes::new(py, datagram.data);
-                match &callee {
-                    Some(callee) => self.handle(py, callee, &sender, data)?,
-                    None => {
-                        let same = |group: &&mut (Arc<Sender>, _)| Arc::ptr_eq(&group.0, &sender);
-                        let mut wanted = groups.iter_mut();
-                        let group = if batches { wanted.find(same) } else { wanted.next_back().filter(same) };
-                        match group {
-                            Some((_, list)) => list.push(data),
-                            None => groups.push((sender.clone(), vec![data])),
-                        }
-                    }
+                continue;
+            }
+            for piece in datagram.pieces() {
+                handed += 1;
+                self.count.fetch_add(1, Relaxed);
+                let data = PyBytes::new(py, piece);
+                if let Some(callee) = &callee {
+                    self.handle(py, callee, &sender, data)?;
+                    continue;
+                }
+                let same = |group: &&mut (Arc<Sender>, _)| Arc::ptr_eq(&group.0, &sender);
+                let mut wanted = groups.iter_mut();
+                let group = if batches { wanted.find(same) } else { wanted.next_back().filter(same) };
+                match group {
+                    Some((_, list)) => list.push(data),
+                    None => groups.push((sender.clone(), vec![data])),
                 }
             }
             last = Some(sender);
@@ -208,7 +225,7 @@ impl Datagrams {
             let args = (PyList::new(py, list)?, sender.address(py), sender.info(py)?);
             owner.call_method1(intern!(py, "received"), args)?;
         }
-        Ok(())
+        Ok(handed)
     }
 
     /// Hand one datagram to the handler, and put its answer off.
@@ -361,13 +378,22 @@ impl Datagrams {
     /// Read nothing until `resume`.
     fn pause(slf: &Bound<'_, Self>) -> PyResult<()> {
         let was = slf.get().own.with(slf.py(), |own| std::mem::replace(&mut own.running, false));
-        if was { Self::watch(slf, 0) } else { Ok(()) }
+        if !was {
+            return Ok(());
+        }
+        // Whoever reads the socket next may not know that several may come as one.
+        slf.get().together(slf.py(), false);
+        Self::watch(slf, 0)
     }
 
     /// Read again.
     fn resume(slf: &Bound<'_, Self>) -> PyResult<()> {
         let was = slf.get().own.with(slf.py(), |own| std::mem::replace(&mut own.running, true));
-        if was { Ok(()) } else { Self::watch(slf, 1) }
+        if was {
+            return Ok(());
+        }
+        slf.get().together(slf.py(), true);
+        Self::watch(slf, 1)
     }
 
     /// Read all that is in the kernel's buffer now.

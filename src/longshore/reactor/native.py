@@ -50,7 +50,7 @@ __all__ = (
 )
 
 _FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6, socket.AF_UNIX})
-#: Whether answers of one size to one peer go through the kernel as one (UDP_SEGMENT).
+#: Whether datagrams of one size from or to one peer go through the kernel as one (UDP_GRO, UDP_SEGMENT).
 SEGMENTS = True
 #: A limit that no stream reaches, so that sums with it stay numbers of the machine.
 _LARGEST = 1 << 62
