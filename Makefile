@@ -125,6 +125,10 @@ bench: $(BENCH_STAMP) ## Measure Longshore beside its peers (QUICK=1, CHECK=1, O
 soak: $(BENCH_STAMP) ## A million connections and ten million messages: does memory grow? (QUICK=1)
 	@$(BENCH) soak $(if $(QUICK),--quick) --server 'longshore reactor' --server 'longshore green'
 
+.PHONY: stress
+stress: $(STAMP) ## Thousands of hostile clients, faults and floods; prints its figures (minutes)
+	$(BIN)/python -m pytest tests/stress -q -s --timeout=0
+
 .PHONY: fairness
 fairness: $(BENCH_STAMP) ## Do clients that flood delay others?
 	@$(BENCH) fairness --server 'longshore reactor' --server 'longshore green'
