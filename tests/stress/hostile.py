@@ -274,7 +274,8 @@ def trickle(crowd: Crowd) -> None:
 def deaf(crowd: Crowd) -> None:
     """Requests without end, and no answer is ever read."""
     crowd.fill(receive_buffer=4096)
-    crowd.each_second((b"y" * 1000 + b"\n") * 64)
+    # More than the kernels of both sides hold together, so that the server itself has to wait.
+    crowd.each_second((b"y" * 1000 + b"\n") * 4096)
 
 
 def fat(crowd: Crowd) -> None:
