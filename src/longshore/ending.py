@@ -30,8 +30,12 @@ __all__ = ("GRACE", "Ending")
 GRACE = 1.0
 #: Connections that may all be closed at once; of more, the idle ones are closed at about this many a second ...
 JITTERED = 1000
-#: ... but within this many seconds, and within half of the time that the drain has.
+#: ... but within this many seconds, and within half of the time that the drain has; ...
 JITTER = 5.0
+#: ... and sooner where nobody else serves on these addresses, as clients that come back find nobody anyway.
+JITTER_ALONE = 1.0
+#: Seconds that a connection has for its first byte, from its accept, if others serve on while this server drains.
+FRESH = 1.0
 
 
 class Ends(Protocol):
@@ -82,14 +86,28 @@ class Ending:
     def _drain_sessions(self, deadline: float | None, timeout: float | None) -> None:
         """Ask every connection to finish: many not at once, as their clients would all come back in that moment."""
         sessions = tuple(self._admission.sessions)
-        window = min(len(sessions) / JITTERED, JITTER, math.inf if timeout is None else timeout / 2)
-        call_later = self._server.reactor.call_later
+        window = 0.0
+        if len(sessions) > JITTERED:
+            longest = JITTER if self._admission.leaves_queue else JITTER_ALONE
+            window = min(len(sessions) / JITTERED, longest, math.inf if timeout is None else timeout / 2)
         for session in sessions:
-            # Only who is idle may wait: whoever is at work hears of it now, to make good use of the time.
-            if len(sessions) > JITTERED and session.idle_since() is not None:
-                call_later(random.uniform(0, window), self._drain_one, session, deadline)
+            patience = self._patience_with(session, window)
+            if patience > 0:
+                self._server.reactor.call_later(patience, self._drain_one, session, deadline)
             else:
                 session.drain(deadline)
+
+    def _patience_with(self, session: Session, window: float) -> float:
+        """Seconds until `session` is drained.
+
+        Only who is idle may wait: whoever is at work hears of it now, to make good use of the time.  Where others go
+        on serving, a client that has just connected finds out only here that it came to the wrong one, so its first
+        message is awaited.
+        """
+        patience = random.uniform(0, window) if window and session.idle_since() is not None else 0.0
+        if self._admission.leaves_queue and not session.traffic()[0]:
+            patience = max(patience, session.opened_at + FRESH - self._server.reactor.now())
+        return patience
 
     def _drain_one(self, session: Session, deadline: float | None) -> None:
         if session in self._admission.sessions and self._machine.state == "draining":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from longshore import Lines, ending
@@ -36,7 +38,9 @@ def test_many_idle_connections_end_one_after_the_other(longshore_server, longsho
     for client in clients:
         assert client.request(b"hello") == b"hello"
     server._request(server._ending.drain, 10.0)
-    server.events.wait_for(ServerDraining)
+    asked = threading.Event()
+    server.reactor.post(asked.set)
+    assert asked.wait(10)
     assert len(server.events.of(ConnectionClosed)) < 40
     longshore_clock.advance(4.1)
     server.wait_stopped()
