@@ -70,7 +70,8 @@ pytest: $(STAMP) cargo
 	LONGSHORE_REACTOR=portable $(BIN)/python -m pytest -q $(PORTABLE)
 
 # What differs between the reactors; the rest of the suite goes through the one that was built.
-PORTABLE := tests/contract/test_conversations.py tests/contract/test_bad_input.py tests/contract/test_lifecycle.py
+PORTABLE := tests/contract/test_conversations.py tests/contract/test_bad_input.py tests/contract/test_lifecycle.py \
+	tests/contract/test_guard.py tests/contract/test_start_tls.py
 
 .PHONY: cargo
 cargo:
@@ -129,6 +130,10 @@ bench: $(BENCH_STAMP) ## Measure Longshore beside its peers (QUICK=1, CHECK=1, O
 .PHONY: soak
 soak: $(BENCH_STAMP) ## A million connections and ten million messages: does memory grow? (QUICK=1)
 	@$(BENCH) soak $(if $(QUICK),--quick) --server 'longshore reactor' --server 'longshore green'
+
+.PHONY: stress
+stress: $(STAMP) ## Thousands of hostile clients, faults and floods; prints its figures (minutes)
+	$(BIN)/python -m pytest tests/stress -q -s --timeout=0 -o faulthandler_timeout=0
 
 .PHONY: fairness
 fairness: $(BENCH_STAMP) ## Do clients that flood delay others?

@@ -19,6 +19,7 @@ from longshore.limits import Gate
 from longshore.networks import Networks, packed
 from longshore.policy import Policy, Sparing
 from longshore.prologue import Prologue, Suspected
+from longshore.thrift import Thrift
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,14 +47,15 @@ class Admission:
 
     def __init__(self, host: Host, strategy_name: str, proxy: Proxy | None = None) -> None:
         self._host = host
+        #: Everything that is at work.
+        self.sessions: set[Session] = set()
         self._proxy = proxy
         self._trusted = Networks(() if proxy is None else proxy.trusted, "Proxy.trusted")
         #: Who may come at all, how many of each, and how fast.
         self.policy = Policy(host.limits, self._near)
         self._refusals = Sparing()
+        self._thrift = Thrift(host, self.sessions, self._near)
         self._telling: Any = None
-        #: Everything that is at work.
-        self.sessions: set[Session] = set()
         self.accepted = 0
         self.rejected = 0
         #: Of those that are over: bytes both ways, and messages.
@@ -79,6 +81,7 @@ class Admission:
         self.tls_context = tls_context
         self._fit_descriptors()
         self._handlers.maximum = strategy.capacity(self._host.limits)
+        self._thrift.begin()
         self._accepting = True
         self._doors = [_Door(self, self._host, listener) for listener in listeners]
 
@@ -119,6 +122,7 @@ class Admission:
         if self._doors:
             self._handlers.maximum = self._strategy.capacity(limits)
             self._host.reactor.post(self._room)
+            self._host.reactor.post(self._thrift.begin)
 
     @property
     def figures(self) -> dict[str, int]:

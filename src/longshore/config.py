@@ -79,7 +79,9 @@ class Limits:
     max_processes: int = option(64, "children at once under the processes strategy")
     connection_rate: float | None = option(None, "new connections a second from one peer")
     max_pending_bytes: int = option(MIB, "bytes pending on one connection before reading from it stops")
-    memory_budget: int | None = option(None, "bytes pending on all connections together")
+    memory_budget: int | None = option(
+        None, "bytes pending on all connections together; above it those with the most end"
+    )
     max_handshakes: int = option(64, "TLS handshakes at once")
     allow: tuple[str, ...] = option((), "networks that may connect (CIDR, unix, uid:N); empty means all")
     deny: tuple[str, ...] = option((), "networks that may not connect (CIDR, unix, uid:N)")
@@ -100,8 +102,6 @@ class Limits:
         if not isinstance(self.farewell, bytes):
             raise ConfigError(f"Limits(farewell={self.farewell!r}): must be bytes")
         _networks(self, "allow", "deny")
-        if self.memory_budget is not None:
-            raise ConfigError(f"Limits(memory_budget={self.memory_budget!r}): this release does not enforce it yet")
 
 
 @dataclass(frozen=True, slots=True)

@@ -359,3 +359,54 @@ def test_a_proxy_must_be_named():
         Proxy()
     with pytest.raises(ConfigError, match="must be at least 232"):
         Proxy(trusted=("10.0.0.1",), max_header=100)
+
+
+# -- memory --------------------------------------------------------------------------------------------------
+
+
+def end_after_looks(server, clock):
+    """The end of a connection that holds too much, once the server has come to hold it, which may take a while."""
+    for _ in range(100):
+        clock.advance(0.3)
+        try:
+            return server.events.wait_for(ConnectionClosed, timeout=0.2)
+        except AssertionError:
+            continue
+    return server.events.wait_for(ConnectionClosed)
+
+
+def test_above_the_memory_budget_those_who_hold_the_most_are_ended(together, serve, longshore_clock):
+    if together.blocks and together.kind == "function":
+        pytest.skip("such a handler waits with its data itself; of ours nothing is pending")
+    limits = Limits(max_pending_bytes=256 * 1024, memory_budget=100 * 1024)
+    server = serve(together, limits=limits, timeouts=Timeouts(write=None))
+    with Client(server.url) as good, Client(server.url, receive_buffer=4096) as deaf:
+        assert good.request(b"hello") == b"hello"
+        deaf.stall()
+        deaf.socket.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            while True:
+                deaf.socket.send(b"x" * 1023 + b"\n")
+        closed = end_after_looks(server, longshore_clock)
+        assert closed.cause == "limit"
+        assert "Limits.memory_budget=102400" in str(closed.error)
+        assert server.events.wait_for(LimitNear, lambda event: event.limit == "memory_budget").maximum == 102400
+        assert good.request(b"still here") == b"still here"
+    assert server.events.of(HandlerFailed) == []
+
+
+@pytest.mark.parametrize("strategy", ["threads", "processes"])
+def test_broadcasts_that_nobody_takes_count_for_the_budget(strategy, longshore_server, longshore_clock):
+    def wait(connection):
+        for _message in connection:
+            pass
+
+    limits = Limits(max_pending_bytes=1 << 22, memory_budget=1 << 20)
+    server = longshore_server(wait, framing=Lines(), strategy=strategy, limits=limits, timeouts=Timeouts(write=None))
+    with Client(server.url, receive_buffer=4096) as deaf:
+        server.events.wait_for(ConnectionOpened)
+        for _ in range(200):
+            server.broadcast(b"x" * 60_000)
+        closed = end_after_looks(server, longshore_clock)
+        assert closed.cause == "limit"
+        deaf.reset()

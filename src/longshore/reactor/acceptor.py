@@ -17,6 +17,7 @@ import errno
 import os
 import selectors
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _DEAD = frozenset(
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
+#: Seconds that a burst may take: what is accepted may be costly to begin, or to turn away.
+BUDGET = 0.001
 
 
 def as_accept_failure(error: OSError) -> OSError:
@@ -130,8 +133,13 @@ class Acceptor:
             self._owner.settled()
 
     def _accept_up_to(self, limit: int, *, knocking: bool) -> None:
+        began = time.monotonic()
+        queued = not knocking
         for _ in range(limit):
             if self._closed:
+                return
+            if not queued and time.monotonic() - began > BUDGET:
+                # A flood: the kernel tells of the rest again, after everybody else had their turn.
                 return
             # The kernel has told of the first one only.  Room for another is made when it tells of that one, so a
             # burst that ends for want of room leaves the listener watched.

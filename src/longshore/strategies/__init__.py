@@ -15,7 +15,7 @@ import functools
 from socket import AF_INET6
 from typing import TYPE_CHECKING, Any, Protocol
 
-from longshore.errors import ConfigError, FramingError, HandshakeTimeout, Timeout
+from longshore.errors import ConfigError, FramingError, HandshakeTimeout, LimitExceeded, Timeout
 from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
 from longshore.handlers import NAMES
 
@@ -125,6 +125,15 @@ class Session:
     def evict(self) -> None:
         """End now, because another connection needs the place."""
         self.cut()
+
+    def overdrawn(self, error: LimitExceeded) -> None:
+        """End now, and give back what it holds, because all together hold too much."""
+        self.was_cut = True
+        self.cut()
+
+    def held(self) -> int:
+        """Bytes pending: written and not taken, and whole messages that wait."""
+        return self.traffic()[2]
 
     def destroy(self) -> None:
         """Close the socket at once, whatever is pending."""

@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from longshore.connection import Connection
-from longshore.errors import ClosedError, HandshakeTimeout, LongshoreError, WriteTimeout
+from longshore.errors import ClosedError, HandshakeTimeout, LimitExceeded, LongshoreError, WriteTimeout
 from longshore.guard import Guard
 from longshore.limits import Watch, overdue
 from longshore.packet_links import PacketLink
@@ -203,7 +203,7 @@ class BlockingSession(Session):
         stream.start()
         behind = self.link.take_behind()
         unsent = self.link.take_unsent()
-        reset = cause in ("aborted", "slow receiver") or isinstance(error, WriteTimeout)
+        reset = cause in ("aborted", "slow receiver", "limit") or isinstance(error, WriteTimeout)
         if behind and not reset:
             stream.write(behind)
         if unsent and self.link.tls_object is None and not reset:
@@ -286,6 +286,18 @@ class BlockingSession(Session):
             self.guard.interrupt("drained", self._stopping())
         else:
             self.guard.drain()
+
+    def overdrawn(self, error: LimitExceeded) -> None:
+        """Let every wait of the handler raise, and reset."""
+        if self._stream is None:
+            self.guard.interrupt("limit", error)
+        else:
+            self._stream.abort("limit", error)
+
+    def held(self) -> int:
+        """Bytes pending, both ways."""
+        pending = self.link.pending if self._stream is None else self._stream.pending
+        return pending + self.link.input.size
 
     def cut(self) -> None:
         """Let every wait of the handler raise; a connection that only lingers ends."""

@@ -18,6 +18,7 @@ from longshore.strategies.streams import tls_version
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from longshore.errors import LimitExceeded
     from longshore.strategies import Host
     from longshore.strategies.green import Home
 
@@ -67,7 +68,9 @@ class Arrival:
 
     def send(self, data: bytes) -> None:
         """Send a farewell."""
-        self.request.send(data)
+        # A connection of the reactor that was never begun takes nothing; its socket does.
+        session = self.session
+        (session.stream.socket if isinstance(session, GreenRequest) else self.request).send(data)
 
     def close(self) -> None:
         """End the request by its hook."""
@@ -173,6 +176,10 @@ class SocketRequest(BlockingSession):
         else:
             self.host.reactor.post(super().cut)
 
+    def overdrawn(self, error: LimitExceeded) -> None:
+        """As every session; from any thread."""
+        self.host.reactor.post(super().overdrawn, error)
+
     def destroy(self) -> None:
         """As every session; from any thread."""
         self.host.reactor.post(super().destroy)
@@ -264,6 +271,10 @@ class GreenRequest(GreenSession):
     def evict(self) -> None:
         """As every session; from any thread."""
         self.host.reactor.post(super().evict)
+
+    def overdrawn(self, error: LimitExceeded) -> None:
+        """As every session; from any thread."""
+        self.host.reactor.post(super().overdrawn, error)
 
     def destroy(self) -> None:
         """As every session; from any thread."""

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from longshore.connection import Connection
-from longshore.errors import InternalError, WorkerDied
+from longshore.errors import InternalError, LimitExceeded, WorkerDied
 from longshore.events import HandlerFailed
 from longshore.reactor.clock import Clock
 from longshore.strategies import Session
@@ -91,6 +91,14 @@ class _Session(Session):
         """Let every wait of the handler raise."""
         self._child.tell("cut")
         self._strategy.last_cut = time.monotonic()
+
+    def overdrawn(self, error: LimitExceeded) -> None:
+        """Have the child reset it."""
+        self.link.abort("limit", error)
+
+    def held(self) -> int:
+        """Bytes that were given to the child, and that the peer has not taken."""
+        return self.link.pending
 
     def evict(self) -> None:
         """Let the handler's wait for input raise."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from longshore.connection import Connection
-from longshore.errors import ClosedError
+from longshore.errors import ClosedError, LimitExceeded
 from longshore.links import StreamLink
 from longshore.packets import are_packets
 from longshore.strategies import Session, client_address_of
@@ -90,6 +90,15 @@ class StreamSession(Session):
         """End now; nothing is owed to an idle peer."""
         self.stream.close("evicted", ClosedError(f"{self.peer} was idle, and its place was needed"), linger=False)
         self.link.arrived()
+
+    def overdrawn(self, error: LimitExceeded) -> None:
+        """End at once: what it holds will not be taken."""
+        self.stream.abort("limit", error)
+        self.link.arrived()
+
+    def held(self) -> int:
+        """Bytes pending, both ways."""
+        return self.stream.pending + self.stream.input.size
 
     def destroy(self) -> None:
         """Close the socket at once."""
