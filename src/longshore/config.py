@@ -164,6 +164,7 @@ class Workers:
     heartbeat: float | None = option(30, "seconds without a sign of life until a worker is replaced")
     user: str | None = option(None, "the user to become once the sockets are bound")
     group: str | None = option(None, "the group to become once the sockets are bound")
+    pid_file: str | None = option(None, "a file that has the supervisor's process number while it serves")
 
     def __post_init__(self) -> None:
         _count(self, "count")

@@ -6,6 +6,7 @@ happens on the reactor's thread.  It begins once the server is open; a start tha
 
 from __future__ import annotations
 
+import random
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ("GRACE", "Ending")
 
+#: From so many connections on, a drain closes them one after the other, so many a second.
+STORM, PACE = 100, 200
+#: Seconds that a connection has for its first byte, from its accept, if others serve on while this server drains.
+FRESH = 1.0
 #: Seconds that handlers have to end after their connection was cut, before they are abandoned.
 GRACE = 1.0
 
@@ -67,11 +72,35 @@ class Ending:
         server.emit(ServerDraining(connections=len(self._admission.sessions), timeout=timeout))
         for service in server.services:
             service.finish(deadline)
-        for session in tuple(self._admission.sessions):
-            session.drain(deadline)
+        sessions = tuple(self._admission.sessions)
+        for session in sessions:
+            patience = self._patience_with(session, len(sessions), timeout)
+            if patience > 0:
+                server.reactor.call_later(patience, self._drain_one, session, deadline)
+            else:
+                session.drain(deadline)
         if timeout is not None:
             server.reactor.call_later(timeout, self.stop)
         self._finish_if_empty()
+
+    def _drain_one(self, session: Session, deadline: float | None) -> None:
+        if session in self._admission.sessions and self._machine.state == "draining":
+            session.drain(deadline)
+
+    def _patience_with(self, session: Session, count: int, timeout: float | None) -> float:
+        """Seconds until `session` is drained.
+
+        Many clients that lose their connections at once all come back at once, so those are spread; and where others
+        go on serving, a client that has just connected finds out only here that it came to the wrong one, so its first
+        message is awaited.
+        """
+        patience = 0.0
+        if count >= STORM:
+            longest = count / PACE if timeout is None else min(count / PACE, timeout / 3)
+            patience = random.uniform(0, longest if self._admission.leaves_queue else min(longest, 1.0))
+        if self._admission.leaves_queue and not session.traffic()[0]:
+            patience = max(patience, session.opened_at + FRESH - self._server.reactor.now())
+        return patience
 
     def stop(self) -> None:
         """Cut what is open, and abandon what has not ended `GRACE` seconds later."""

@@ -72,7 +72,7 @@ class Server:
         *addresses: URLs, or sockets, which belong to the server from then on.
         framing: what cuts messages.
         strategy: one of `longshore.strategies.NAMES`; None takes the handler's default.
-        workers: 1; more processes come with `serve` in a later release.
+        workers: 1: a `Server` is one process; `serve` and `longshore serve` run more.
         limits, timeouts, tls, proxy: see `longshore.config`.
         lifespan: a context manager, or a function that returns one (given the server if it takes an argument),
             entered before the first accept; its value becomes `state`.
@@ -110,8 +110,8 @@ class Server:
     ) -> None:
         if workers != 1:
             raise ConfigError(
-                f"workers={workers!r}: this release serves with one process",
-                hint="Leave workers out, or start the program several times with ?reuse_port=1 in its address.",
+                f"workers={workers!r}: a Server that is part of a program is one process",
+                hint="serve(handler, ..., workers=N) and longshore serve --workers N run more.",
             )
         if shared is not None:
             raise ConfigError(f"shared={shared!r}: this release has no shared yet", hint="Leave shared out.")
@@ -179,6 +179,11 @@ class Server:
     def connections(self) -> tuple[Connection | AsyncConnection, ...]:
         """The connections that are open now."""
         return self._admission.connections
+
+    @property
+    def admission(self) -> Admission:
+        """Who decides what comes in, for what runs this server in its place."""
+        return self._admission
 
     def statistics(self) -> Statistics:
         """The server's figures."""

@@ -287,7 +287,7 @@ impl Stream {
     }
 
     /// Up to `count` bytes; b"" at the end of the stream.
-    fn take_some<'py>(&self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyAny>> {
+    pub fn take_some<'py>(&self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyAny>> {
         self.take(py, |input| input.take_some(count), Self::unexplained(py))
     }
 
@@ -301,7 +301,8 @@ impl Stream {
     }
 
     /// A line with its end; the rest at the end of the stream, then b"".
-    fn take_line<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyAny>> {
+    #[inline]
+    pub fn take_line<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyAny>> {
         self.take(py, |input| input.take_line(limit), self.too_long(py, b"\n", limit))
     }
 

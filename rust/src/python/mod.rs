@@ -3,6 +3,7 @@
 //! It lends the engine to nobody: each method borrows it, notes what is to be told, gives it back, and only then calls
 //! Python.  Classes are frozen; what they hold of Python is in cells that are reached under Python's lock.
 
+mod acceptor;
 mod cell;
 mod datagrams;
 mod dispatch;
@@ -39,6 +40,8 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use super::acceptor::Accepting;
+    #[pymodule_export]
     use super::datagrams::Datagrams;
     #[pymodule_export]
     use super::input::{Framing, Lines};
@@ -49,7 +52,7 @@ mod _native {
     #[pymodule_export]
     use super::stream::Stream;
     #[pymodule_export]
-    use super::taking::{Done, Taking, taking};
+    use super::taking::{Done, Taking};
     #[pymodule_export]
     use super::timer::Timer;
 

@@ -80,7 +80,13 @@ echo.py may be as short as this:
       while data := connection.recv(65536):
           connection.sendall(data)"""
 
-_TITLES = {"serve": "Serving", "limits": "Limits", "timeouts": "Timeouts, in seconds", "tls": "TLS"}
+_TITLES = {
+    "serve": "Serving",
+    "workers": "Workers",
+    "limits": "Limits",
+    "timeouts": "Timeouts, in seconds",
+    "tls": "TLS",
+}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -125,6 +131,8 @@ class _Serve(click.Command):
 
 def _flag(option: Option) -> click.Option:
     metavar = {"int": "N", "float": "N", "tuple": "TEXT", "bytes": "TEXT"}.get(option.kind, "TEXT")
+    if option.word:
+        metavar = f"{metavar}|{option.word}"
     if option.choices:
         metavar = "|".join(option.choices)
     elif option.section == "timeouts" and option.name != "min_rate":
