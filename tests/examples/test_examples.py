@@ -117,6 +117,7 @@ def test_primes_counts_on_processes_of_this_machine(tmp_path):
         assert count_primes(address) == [b"4\n", b"168\n"]
 
 
+@pytest.mark.timeout(60)  # five processes import Dask
 def test_primes_counts_on_the_cluster_that_cluster_starts(tmp_path):
     pytest.importorskip("distributed")
     command = [sys.executable, str(EXAMPLES / "cluster.py"), "0"]
@@ -126,7 +127,7 @@ def test_primes_counts_on_the_cluster_that_cluster_starts(tmp_path):
                 assert count_primes(address) == [b"4\n", b"168\n"]
         finally:
             cluster.terminate()
-            assert cluster.wait(SECONDS) == 0
+            assert cluster.wait(3 * SECONDS) == 0
 
 
 def test_telemetry_speaks_json_in_length_prefixed_messages(tmp_path):

@@ -16,7 +16,9 @@ def pytest_generate_tests(metafunc):
     if "place" in metafunc.fixturenames:
         module = metafunc.module.__name__.rpartition(".")[2]
         both = module in ("test_tasks", "test_deaths") and not getattr(metafunc.function, "local_only", False)
-        dask = pytest.param("dask", marks=pytest.mark.skipif(find_spec("distributed") is None, reason="no Dask"))
+        absent = pytest.mark.skipif(find_spec("distributed") is None, reason="Dask is not installed")
+        # The first test of each cluster waits until it is there.
+        dask = pytest.param("dask", marks=[absent, pytest.mark.slow, pytest.mark.timeout(60)])
         metafunc.parametrize("place", ["local", dask] if both else ["local"], scope="session")
 
 

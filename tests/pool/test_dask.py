@@ -19,6 +19,7 @@ pytest.importorskip("distributed")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(60)  # it starts a cluster of its own
 def test_the_loss_of_the_scheduler_is_told_to_whoever_waits(tmp_path):
     with running_cluster(tmp_path, 1) as url, Pool(url) as pool:
         future = pool.submit(tasks.touch_and_sleep, str(tmp_path / "pid"))

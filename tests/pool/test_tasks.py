@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from longshore import ConfigError, LimitExceeded, Timeout, WorkerDied
 from longshore.shared import Pool
 from longshore.shared.pool import PoolClosed, Unpicklable
+from longshore.testing import no_leaks
 from pool import tasks
 from pool.places import PATIENCE, gone, local_only, text_of
 
@@ -239,6 +241,16 @@ def test_wait_and_as_completed_of_the_standard_library_work(make_pool):
     assert (len(done), len(rest)) == (2, 0)
 
 
+def test_what_fails_in_a_map_is_named_by_the_users_function(make_pool):
+    pool = make_pool(1)
+    with pytest.raises(WorkerDied, match=r"while it ran pool\.tasks\.exit_hard"):
+        list(pool.map(tasks.exit_hard, [3]))
+    with pytest.raises(Unpicklable, match=r"argument 1 of pool\.tasks\.square, <unlocked"):
+        list(pool.map(tasks.square, [threading.Lock()]))
+    with pytest.raises(Unpicklable, match=r"pool\.tasks\.a_lock returned <unlocked"):
+        list(pool.starmap(tasks.a_lock, [(), ()], chunksize=2))
+
+
 # -- limits ----------------------------------------------------------------------------------------------
 
 
@@ -361,6 +373,17 @@ def test_a_pool_that_is_not_used_starts_nothing(make_pool):
     assert pool.statistics().processes == 1
 
 
+@local_only
+def test_a_pool_that_nobody_holds_ends_its_processes(place):
+    with no_leaks():
+        pool = Pool(1)
+        future = pool.submit(tasks.pid)
+        pid = future.result(PATIENCE)
+        del pool, future
+        gc.collect()
+        gone(pid)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -384,7 +407,7 @@ def test_what_cannot_be_is_refused_at_once(arguments):
 # -- programs --------------------------------------------------------------------------------------------
 
 PROGRAM = """
-import os
+import sys
 from longshore.shared import Pool
 
 class Point:
@@ -392,7 +415,7 @@ class Point:
         self.x = x
 
 def double(point):
-    assert __name__ == "__mp_main__"
+    assert __name__ == "__mp_main__" and sys.argv[1:] == ["word"]
     return Point(point.x * 2)
 
 if __name__ == "__main__":
@@ -410,5 +433,5 @@ if __name__ == "__main__":
 def test_functions_and_classes_of_a_program_work_as_with_multiprocessing(tmp_path, begin, end):
     path = tmp_path / "program.py"
     path.write_text(PROGRAM.format(begin=begin, end=end))
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=15)
+    done = subprocess.run([sys.executable, path, "word"], capture_output=True, text=True, timeout=15)
     assert (done.stdout, done.stderr, done.returncode) == ("42\n", "", 0)

@@ -25,7 +25,10 @@ __all__ = (
     "Options",
     "PoolClosed",
     "Unpicklable",
+    "call_each",
     "describe",
+    "describe_call",
+    "is_many",
     "pack_call",
     "share",
     "shown",
@@ -168,6 +171,21 @@ def describe(function: Any) -> str:
     return f"{module}.{name}" if module else name
 
 
+def call_each(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+    """The task that several calls of one function make up; messages name the function."""
+    return [function(*args) for args in calls]
+
+
+def is_many(function: Any) -> bool:
+    """Whether a task is several calls of its first argument."""
+    return function is call_each
+
+
+def describe_call(function: Any, args: tuple[Any, ...]) -> str:
+    """The name of the user's function that a task runs."""
+    return describe(args[0] if is_many(function) else function)
+
+
 def pack_call(
     function: Any,
     args: tuple[Any, ...],
@@ -183,11 +201,12 @@ def pack_call(
         return dumps((function, args, kwargs))
     except Exception as error:
         whole = error
+    name = describe_call(function, args)
+    if is_many(function):
+        function, args = args[0], tuple(item for call in args[1] for item in call)
     parts: list[tuple[str, Any]] = [(f"the function {shown(function)}", function)]
-    parts += [
-        (f"argument {number} of {describe(function)}, {shown(value)},", value) for number, value in enumerate(args, 1)
-    ]
-    parts += [(f"argument {name!r} of {describe(function)}, {shown(value)},", value) for name, value in kwargs.items()]
+    parts += [(f"argument {number} of {name}, {shown(value)},", value) for number, value in enumerate(args, 1)]
+    parts += [(f"argument {key!r} of {name}, {shown(value)},", value) for key, value in kwargs.items()]
     for what, part in parts:
         try:
             dumps(part)
@@ -196,7 +215,7 @@ def pack_call(
                 f"{what} cannot be pickled: {error}",
                 hint="Functions must be defined at a module's top level; pass names or plain data, not live objects.",
             ) from error
-    raise Unpicklable(f"the call of {describe(function)} cannot be pickled: {whole}") from whole
+    raise Unpicklable(f"the call of {name} cannot be pickled: {whole}") from whole
 
 
 def share(processes: int, workers: int, index: int) -> int:

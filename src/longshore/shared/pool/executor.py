@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from longshore.errors import ConfigError
-from longshore.shared.pool.contract import Call, Options, Unpicklable, describe, pack_call
+from longshore.shared.pool.contract import Call, Options, Unpicklable, call_each, describe_call, pack_call
 from longshore.shared.pool.results import Results, Unordered
 from longshore.shared.pool.room import Room
 from longshore.shared.pool.waiting import Future, Promise
@@ -121,6 +121,8 @@ class Pool(concurrent.futures.Executor):
         self._shut = False
         self._closed = _Closed()
         _pools.add(self)
+        # One that nobody holds any more has no tasks left, and needs no processes.
+        weakref.finalize(self, self._backend.close, _nothing).atexit = False
 
     def __repr__(self) -> str:
         state = "shut down" if self._shut else f"{self._room.used} tasks pending"
@@ -174,7 +176,7 @@ class Pool(concurrent.futures.Executor):
         except Unpicklable as error:
             future.set_exception(error)
             return future
-        call = Call(future, payload, describe(fn), self._timeout if timeout is None else timeout)
+        call = Call(future, payload, describe_call(fn, args), self._timeout if timeout is None else timeout)
         future.call = call
         self._open.add(future)
         try:
@@ -240,7 +242,7 @@ class Pool(concurrent.futures.Executor):
         futures: list[Future] = []
         try:
             for chunk in chunks:
-                future = self.submit(_call_each, fn, chunk, timeout=task_timeout)
+                future = self.submit(call_each, fn, chunk, timeout=task_timeout)
                 futures.append(future)
                 count.follow(future, len(chunk))
         except BaseException:
@@ -274,7 +276,7 @@ class Pool(concurrent.futures.Executor):
             chunk = next(chunks, None)
             if chunk is None:
                 return None
-            future = self.submit(_call_each, fn, chunk, timeout=task_timeout)
+            future = self.submit(call_each, fn, chunk, timeout=task_timeout)
             count.follow(future, len(chunk))
             return future
 
@@ -452,8 +454,8 @@ def _chunks(calls: Iterable[tuple[Any, ...]], size: int) -> Any:
         yield chunk
 
 
-def _call_each(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-    return [function(*args) for args in calls]
+def _nothing() -> None:
+    """Nobody waits for the end of a pool that nobody holds."""
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -31,7 +31,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from longshore.errors import LongshoreError, Timeout, WorkerDied
+from longshore.errors import ConfigError, LongshoreError, Timeout, WorkerDied
 from longshore.reactor.portable import PortableReactor
 from longshore.shared.pool.contract import PoolClosed, describe, pack_call
 from longshore.shared.pool.frames import FAILED, LEAVING, READY, RESULT, SETUP, TASK, UNFIT, frame
@@ -59,9 +59,18 @@ AGAIN = 0.5
 
 
 class Local:
-    """At most `processes` processes, started when there are tasks for them."""
+    """At most `processes` processes, started when there are tasks for them.
+
+    Raises:
+        ConfigError: the system cannot do what the options ask for.
+    """
 
     def __init__(self, processes: int, options: Options) -> None:
+        if options.max_task_memory is not None and sys.platform != "linux":
+            raise ConfigError(
+                "Pool(max_task_memory=...): this system has no limit that counts a process's own memory",
+                hint="It works on Linux; elsewhere, use max_memory, which looks between two tasks.",
+            )
         self.processes = processes
         self._options = options
         self._lock = threading.Lock()
@@ -168,7 +177,7 @@ class Local:
 
         main = spawn.get_preparation_data("longshore-pool")
         # What concerns multiprocessing's own children.
-        for key in ("authkey", "log_to_stderr", "log_level", "start_method", "sys_path", "sys_argv", "dir", "orig_dir"):
+        for key in ("authkey", "log_to_stderr", "log_level", "start_method", "sys_path", "dir", "orig_dir"):
             main.pop(key, None)
         setup = Setup(sys.path, os.getcwd(), main, initializer, self._options.max_task_memory)
         self._setup = frame(SETUP, pickle.dumps(setup))

@@ -18,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from longshore.errors import LimitExceeded
-from longshore.shared.pool.contract import Unpicklable, describe, shown
+from longshore.shared.pool.contract import Unpicklable, describe_call, is_many, shown
 from longshore.shared.pool.frames import FAILED, HEAD, LEAVING, READY, RESULT, UNFIT, read_frame
 from longshore.strategies.wire import pack_error
 
@@ -150,7 +150,7 @@ class _Process:
                     f"a task cannot be unpickled in the pool's process: {error}",
                     hint="Its module must be importable there, under the same name.",
                 ) from error
-            self._name = describe(function)
+            self._name = describe_call(function, args)
             result = function(*args, **kwargs)
         except MemoryError as error:
             if self._setup.growth is not None:
@@ -164,6 +164,8 @@ class _Process:
         except MemoryError:
             raise
         except Exception as error:
+            if is_many(function):
+                result = next((each for each in result if not _can_be_pickled(each)), result)
             refused = Unpicklable(
                 f"{self._name} returned {shown(result)}, which cannot be pickled: {error}",
                 hint="Return plain data.",
@@ -206,6 +208,14 @@ class _Process:
         except OSError:
             # The pool is gone, or has given this process up.
             _exit(0)
+
+
+def _can_be_pickled(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return False
+    return True
 
 
 def _limit(growth: int) -> Callable[[], None]:
