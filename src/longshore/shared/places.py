@@ -17,8 +17,8 @@ The rules:
 * **A fence** is a number that rises with every grant of a lock, for the place as a whole: `epoch << 32 | count`.  The
   *epoch* rises whenever a place has lost its objects, so a fence of before is lower than any of after.
 * **Cancelling** is a request.  Whoever stops waiting calls `Wait.cancel()` and still gets exactly one reply:
-  `CANCELLED` if the verb was not done and never will be, else what it did; then the primitive gives it back (`undo` in `Verb`).
-  So a wake-up, an item or a slot is never lost in a waiter that is gone.
+  `CANCELLED` if the verb was not done and never will be, else what it did; then the primitive gives it back (see
+  undo in `Verb`).  So a wake-up, an item or a slot is never lost in a waiter that is gone.
 * **A lost place** raises `BrokerLost` in every waiter within a second, and in every verb from then on, until
   `shared.join()` makes a place anew.  A place never answers as if it were empty.
 * **Greenlets, tasks and reactors** are no affair of a place: it either blocks the calling thread (`ask`) or calls back
@@ -64,7 +64,8 @@ class Verb(IntEnum):
     *waits* may wait; all others are answered at once, whatever their `timeout`.
     """
 
-    # The parameters as text -> nothing.  Makes the object if there is none.  Another object's parameters under this
+    # The parameters as text (`value=3`, `parties=2`, `maxsize=0`, else empty) -> nothing.
+    # Makes the object if there is none.  Another object's parameters under this
     # key are `CONFLICT` with those in field 0.  It goes before every other verb on a key, once per process and epoch.
     DECLARE = 1
 
@@ -224,6 +225,10 @@ class Place(Protocol):
     #: Whether a verb that does not wait is answered so soon (tens of microseconds) that a reactor's thread may block
     #: for it.  Where this is False such verbs raise `WouldBlock` there, too.
     is_prompt: bool
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is lost: every verb raises `BrokerLost`, and `shared.join()` makes another place."""
 
     def ask(
         self,
