@@ -24,19 +24,26 @@ if TYPE_CHECKING:
 __all__ = ("made_pool", "serve", "serve_until_signalled")
 
 
-def serve(handler: Any, *addresses: str | socket.socket, pool: Any = None, **options: Any) -> DrainReport | None:
+def serve(
+    handler: Any, *addresses: str | socket.socket, pool: Any = None, shared: Any = None, **options: Any
+) -> DrainReport | None:
     """Serve until a signal ends it: `Server` with its arguments, and the signals of `serve_until_signalled`.
 
     Args:
         pool: as `Server` takes it; or a number of processes, "auto", or the URL of a Dask scheduler: then the pool is
             made here, and ends with the server.
+        shared: as `Server` takes it; or the URL of the place that this program is joined to, `local://` for its own.
 
     Raises:
         ConfigError: this combination cannot work.
         AddressError: an address cannot be bound.
     """
+    if isinstance(shared, str):
+        from longshore.shared import join
+
+        shared = join(shared)
     with made_pool(pool) as made:
-        server = Server(handler, *addresses, pool=made, **options)
+        server = Server(handler, *addresses, pool=made, shared=shared, **options)
         server.subscribe(_announce)
         return serve_until_signalled(server)
 

@@ -1,4 +1,4 @@
-"""Shared primitives and the pool: one name, one object, in every handler, worker and process that is joined to the same place.
+"""Shared primitives and the pool: one name, one object, for all who are joined to the same place.
 
 Methods are those of `threading`, `queue` and `dict`; each that may wait blocks a thread, parks a greenlet, and has a
 twin with an `a` in front to be awaited.  What a handler run, a thread or a task holds is released when it ends, or
