@@ -7,7 +7,6 @@ blocking handlers.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -82,8 +81,3 @@ def program():
         process.wait()
         process.stdin.close()
         process.stdout.close()
-
-
-def said(connection):
-    """What a handler has sent, from JSON."""
-    return json.loads(connection.receive())
