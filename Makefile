@@ -85,6 +85,10 @@ stress: $(STAMP) ## Break what can break under load: kills, reloads, exhaustion 
 fuzz: $(STAMP) ## Throw a million random inputs at the native framings, and compare with the portable ones
 	LONGSHORE_FUZZ=1000000 $(BIN)/python -m pytest -q --timeout=0 tests/unit/test_native_framing.py -o faulthandler_timeout=0
 
+.PHONY: stress
+stress: $(STAMP) ## Kill holders, waiters and brokers a thousand times (ROUNDS=1000)
+	LONGSHORE_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/python -m pytest tests/stress -q --timeout=0 -o faulthandler_timeout=0
+
 .PHONY: wheel
 wheel: $(STAMP) ## Build a wheel with the native reactor into dist/
 	LONGSHORE_NATIVE=require $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
@@ -126,6 +130,7 @@ $(BENCH_STAMP): $(BENCH_LOCK) $(STAMP)
 bench: $(BENCH_STAMP) ## Measure Longshore beside its peers (QUICK=1, CHECK=1, ONLY=scenario,scenario)
 	@$(BENCH) run $(if $(QUICK),--quick) $(if $(CHECK),--check) $(if $(ONLY),--only $(ONLY))
 	@$(if $(ONLY),:,$(BENCH).pool $(if $(QUICK),--quick) $(if $(CHECK),--check))
+	@$(if $(ONLY),:,$(BENCH).shared $(if $(QUICK),--quick) $(if $(CHECK),--check))
 
 .PHONY: soak
 soak: $(BENCH_STAMP) ## A million connections and ten million messages: does memory grow? (QUICK=1)

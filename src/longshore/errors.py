@@ -2,7 +2,8 @@
 
 The strategy:
 
-* **You** misused something: `ConfigError`, `ClosedError`, `WouldBlock`.  Fix the program.
+* **You** misused something: `ConfigError`, `ClosedError`, `WouldBlock`, `NotHeld`, `NotSerialisable`.  Fix the
+  program.
 * **The system** refused an address: `AddressError` and its kinds.  Fix the deployment.
 * **The peer** did something: `PeerError` and its kinds.  The connection ends, nothing else.
 * **A limit or a deadline** was reached: `LimitExceeded`, `Timeout`.  The message names the setting.
@@ -32,6 +33,8 @@ __all__ = (
     "LimitExceeded",
     "LongshoreError",
     "MessageTooLarge",
+    "NotHeld",
+    "NotSerialisable",
     "PeerClosed",
     "PeerError",
     "PermissionNeeded",
@@ -59,6 +62,14 @@ class LongshoreError(Exception):
 
 class ConfigError(LongshoreError, ValueError):
     """An option, a handler or a combination of them that cannot work; nothing was started."""
+
+
+class NotHeld(LongshoreError, RuntimeError, ValueError):
+    """What is released, acknowledged or waited on is not held by this handler run, thread or task."""
+
+
+class NotSerialisable(LongshoreError, TypeError):
+    """An object cannot be made into bytes by the serialiser that was asked for; the message names it."""
 
 
 class AddressError(LongshoreError, OSError):

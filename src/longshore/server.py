@@ -65,6 +65,12 @@ class TaskPool(Protocol):
         """Run `fn(*args, **kwargs)` elsewhere; what returns is a future."""
 
 
+class SharedPlace(Protocol):
+    """Where the shared primitives of the handlers are; `longshore.shared.join()` returns one."""
+
+    url: str
+
+
 class Server:
     """Serves one handler on any number of addresses.
 
@@ -77,6 +83,8 @@ class Server:
         limits, timeouts, tls, proxy: see `longshore.config`.
         lifespan: a context manager, or a function that returns one (given the server if it takes an argument),
             entered before the first accept; its value becomes `state`.
+        shared: the place of the shared primitives, as `longshore.shared.join()` returns it, which handlers find as
+            `server.shared`; they are joined to it without this, too.
         pool: a `longshore.shared.Pool`, or another executor; handlers have it as `server.pool`.
 
     Raises:
@@ -106,7 +114,7 @@ class Server:
         tls: TLS | None = None,
         proxy: Proxy | None = None,
         lifespan: Any = None,
-        shared: Any = None,
+        shared: SharedPlace | None = None,
         pool: TaskPool | None = None,
     ) -> None:
         if workers != 1:
@@ -114,8 +122,10 @@ class Server:
                 f"workers={workers!r}: a Server that is part of a program is one process",
                 hint="serve(handler, ..., workers=N) and longshore serve --workers N run more.",
             )
-        if shared is not None:
-            raise ConfigError(f"shared={shared!r}: this release has no shared yet", hint="Leave shared out.")
+        if shared is not None and not hasattr(shared, "url"):
+            raise ConfigError(f"shared={shared!r}: is no place", hint="Pass shared.join(url); serve() takes the URL.")
+        #: The place that was given as `shared`.
+        self.shared = shared
         if pool is not None and not callable(getattr(pool, "submit", None)):
             raise ConfigError(
                 f"pool={pool!r}: a server takes a pool", hint="Pass Pool(...); serve() and --pool make one."

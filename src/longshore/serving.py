@@ -37,6 +37,7 @@ def serve(
     pool: Any = None,
     metrics: str | None = None,
     control: str | None = None,
+    shared: Any = None,
     **options: Any,
 ) -> DrainReport | None:
     """Serve until a signal ends it: `Server` with its arguments, and the signals of `serve_until_signalled`.
@@ -51,12 +52,20 @@ def serve(
             the extra `longshore[metrics]`.
         control: the file of a control socket for `longshore ctl` and `longshore top`; "default" is where they look.
             Either of the two makes it run as with workers, also if it is one.
+        shared: as `Server` takes it; or the URL of the place that this program and its workers are joined to,
+            `local://` for one of its own, which workers have anyhow where this program has imported `longshore.shared`.
 
     Raises:
         ConfigError: this combination cannot work.
         AddressError: an address cannot be bound.
         LongshoreError: workers could not start.
     """
+    if isinstance(shared, str) or (workers != 1 and shared is None and "longshore.shared" in sys.modules):
+        # Before the first worker, which finds it in its environment.
+        from longshore.shared import join
+
+        shared = join(shared)
+    options["shared"] = shared
     if workers != 1 or metrics is not None or control is not None:
         return _serve_with_workers(handler, addresses, workers, pool, options, (metrics, control))
     with made_pool(pool) as made:

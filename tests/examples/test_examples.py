@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
+from longshore import shared
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -219,6 +221,37 @@ def test_the_demo_takes_the_next_port_if_its_own_is_taken_and_says_so():
     notice, first_line = done.stderr.splitlines()[:2]
     assert notice.startswith(f"Port {port} is taken; the demo uses ")
     assert first_line.split("tcp://127.0.0.1:")[1] != str(port)
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """A broker that the examples find in their environment."""
+    with shared.start_broker() as broker:
+        monkeypatch.setenv("LONGSHORE_SHARED", broker.url)
+        yield
+
+
+def test_a_shared_chat_tells_everybody_in_every_process(tmp_path, place):
+    with serving(tmp_path, "shared_chat.py") as one, serving(tmp_path, "shared_chat.py") as other:
+        with talking_to(one) as (ann, to_ann), talking_to(other) as (bob, to_bob):
+            # Whoever has got an answer of his own is connected, and hears what comes later.
+            bob.sendall(b"here I am\n")
+            assert to_bob.readline() == b"here I am\n"
+            ann.sendall(b"hello\n")
+            assert to_bob.readline() == b"hello\n"
+            heard = to_ann.readline()
+            assert heard == b"hello\n" or (heard == b"here I am\n" and to_ann.readline() == b"hello\n")
+
+
+def test_the_rate_limiter_counts_for_all_processes_together(tmp_path, place):
+    with serving(tmp_path, "rate_limiter.py") as one, serving(tmp_path, "rate_limiter.py") as other:
+        answers = []
+        for number in range(20):
+            with talking_to((one, other)[number % 2]) as (client, stream):
+                client.sendall(b"x\n")
+                answers.append(stream.readline())
+        # A new minute may have begun meanwhile, but not two.
+        assert 5 <= answers.count(b"X\n") <= 10
 
 
 def test_every_example_is_run_here():

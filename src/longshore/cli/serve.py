@@ -114,8 +114,14 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
     config = Config.load(arguments.config, arguments=arguments.values)
     # What every worker needs is imported once, before they are forked.
     import longshore.server  # noqa: F401
+    from longshore import shared
 
-    supervise(load, _Printer(config), config.metrics, config.control)
+    # Nobody knows yet whether the target uses shared primitives: if it does, its workers must find one place.
+    shared.join()
+    try:
+        supervise(load, _Printer(config), config.metrics, config.control)
+    finally:
+        shared.leave()
     return 0
 
 

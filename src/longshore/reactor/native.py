@@ -13,7 +13,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
-from longshore import _native
+from longshore import _native, runs
 from longshore.buffers import closed, cut_short, named, no_framing, no_separator, peer_closed, shut, too_long
 from longshore.errors import FramingError, IncompleteMessage, InternalError
 from longshore.framing import NEED_MORE, Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
@@ -85,7 +85,7 @@ class NativeReactor(_native.Reactor):
 
     def run(self) -> None:
         """Turn until `stop`, which may have come before; exceptions that leave a callback leave this too."""
-        with self.hearing_signals():
+        with self.hearing_signals(), runs.turned_by(self):
             super().run()
 
     @contextlib.contextmanager

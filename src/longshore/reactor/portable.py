@@ -24,6 +24,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from longshore import runs
 from longshore.reactor.acceptor import Acceptor
 from longshore.reactor.clock import Clock, Timer, Timers
 from longshore.reactor.datagrams import Datagrams
@@ -78,7 +79,7 @@ class PortableReactor:
         May be called again afterwards, also on another thread.
         """
         self.thread = threading.get_ident()
-        with self.hearing_signals():
+        with self.hearing_signals(), runs.turned_by(self):
             while not self._stopping:
                 self._turn(self._sleep())
             self._stopping = False

@@ -16,6 +16,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from longshore import runs
 from longshore.async_links import AsyncLink, Embedding, embed
 from longshore.connection import AsyncConnection
 from longshore.errors import ClosedError, FramingError, LongshoreError, PeerClosed
@@ -139,6 +140,8 @@ class _AsyncSession(StreamSession):
         await _settled(session.connected())
         while self.stream.state not in ("closing", "closed"):
             for _ in range(BATCH):
+                if runs.touched:
+                    runs.over()
                 try:
                     message = await connection.receive()
                 except PeerClosed:

@@ -12,6 +12,7 @@ import selectors
 import socket
 from typing import TYPE_CHECKING, Any
 
+from longshore import runs
 from longshore.connection import Connection
 from longshore.errors import ClosedError, HandshakeTimeout, LimitExceeded, LongshoreError, WriteTimeout
 from longshore.guard import Guard
@@ -135,6 +136,8 @@ class BlockingSession(Session):
             self.host.context().run(self._call)
         except BaseException as caught:
             error = caught
+        if runs.touched:
+            runs.over()
         sock = self._surrender()
         post(self._returned, error, sock)
         if sock is not None and self.host.reactor.closed:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import greenlet
 
+from longshore import runs
 from longshore.errors import LongshoreError, PeerClosed, ReadTimeout
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
@@ -240,6 +241,8 @@ class GreenSession(StreamSession):
                 if cause == "finished" and self._link.ended_for_drain:
                     cause = "drained"
         finally:
+            if runs.touched:
+                runs.over()
             # A peer that is owed nothing when the server drains is not sending, so there is nothing to wait for.
             self.stream.close(cause, error, linger=self.is_owed or not self.connection.draining)
             self._running.discard(self)
@@ -265,6 +268,8 @@ class GreenSession(StreamSession):
         try:
             handler.connected()
             while True:
+                if runs.touched:
+                    runs.over()
                 message = connection.receive()
                 if host.handler.takes_batches:
                     replies = handler.messages([message, *self._more_messages()])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from longshore import runs
 from longshore.errors import LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
@@ -76,6 +77,9 @@ def guarded_call(
         return error
     except Exception as error:
         host.emit(HandlerFailed(handler=name, peer=peer, error=error))
+    finally:
+        if runs.touched:
+            runs.over()
     return None
 
 
@@ -249,6 +253,8 @@ class _PooledSession(StreamSession):
             pass
         except BaseException as caught:
             error = caught
+        if runs.touched:
+            runs.over()
         self.host.reactor.post(self._done, replies, error, then)
 
     def _begin(self, replies: list[bytes]) -> None:

@@ -1,0 +1,290 @@
+"""The broker's host: a process of its own, which is a Longshore server on a Unix socket.
+
+The only file that joins the core to sockets, pids and time.  It lets in who is of the same user and knows the secret;
+others get no byte, and are logged.  It ends when its owner does: by the end of the pipe that it inherited, or by the
+owner's pidfd.  It never unpickles, and it is started by `starting.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hmac
+import logging
+import os
+import resource
+import selectors
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longshore.config import Limits, Timeouts
+from longshore.errors import FramingError, LongshoreError
+from longshore.handlers import MessageHandler
+from longshore.server import Server
+from longshore.shared.core import Core
+from longshore.shared.places import MAX_ITEM, Status
+from longshore.shared.wire import FRAMING, HELLO, Request, encode_reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("main",)
+
+#: A reply may be as large as a whole dict; a client that takes nothing is cut beyond this.
+_PENDING = 1 << 30
+_CREDENTIALS = struct.Struct("3i")
+log = logging.getLogger("longshore.shared")
+
+
+class _Descriptor:
+    """A bare descriptor, as reactors watch it."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        """Its number."""
+        return self._number
+
+
+class _Processes:
+    """Watches the processes of the clients: a socket that was inherited outlives whom it belonged to."""
+
+    def __init__(self, watch: Callable[..., Any]) -> None:
+        self._watch = watch
+        self._known: dict[int, tuple[int, set[_Session]]] = {}
+
+    def add(self, pid: int, session: _Session) -> None:
+        """`session` is of `pid`."""
+        if pid in self._known:
+            self._known[pid][1].add(session)
+            return
+        try:
+            descriptor = os.pidfd_open(pid)
+        except (OSError, AttributeError):
+            # It is gone, of another namespace, or the system has none: the end of its stream tells.
+            return
+        self._known[pid] = (descriptor, {session})
+        self._watch(descriptor, selectors.EVENT_READ, lambda _events: self._died(pid))
+
+    def remove(self, pid: int, session: _Session) -> None:
+        """`session` is over."""
+        descriptor, sessions = self._known.get(pid, (-1, set()))
+        sessions.discard(session)
+        if descriptor >= 0 and not sessions:
+            self._forget(pid)
+
+    def _died(self, pid: int) -> None:
+        sessions = self._forget(pid)
+        for session in list(sessions):
+            session.end()
+
+    def _forget(self, pid: int) -> set[_Session]:
+        descriptor, sessions = self._known.pop(pid, (-1, set()))
+        if descriptor >= 0:
+            self._watch(descriptor, 0, None)
+            os.close(descriptor)
+        return sessions
+
+
+class _Desk:
+    """What all sessions share."""
+
+    def __init__(self, core: Core, secret: bytes) -> None:
+        self.core = core
+        self.secret = secret
+        self.server: Server
+        self.processes = _Processes(self._watch)
+        self._timer: Any = None
+        self._armed = 0.0
+
+    def _watch(self, descriptor: int, events: int, callback: Any) -> None:
+        reactor: Any = self.server.reactor
+        reactor.watch(_Descriptor(descriptor), events, callback)
+
+    def deliver(self, own: object = None) -> list[bytes]:
+        """Send the replies that are due, but those of `own`, which are returned; look at the clock again."""
+        core = self.core
+        mine: list[bytes] = []
+        while core.effects:
+            effects, core.effects = core.effects, []
+            for client, message in effects:
+                if client is own:
+                    mine.append(message)
+                else:
+                    client.post(message)
+        deadline = core.deadline
+        if deadline is not None and (self._timer is None or deadline < self._armed):
+            self._arm(deadline)
+        return mine
+
+    def _arm(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed = deadline
+        self._timer = self.server.reactor.call_later(max(0.0, deadline - time.monotonic()), self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        self.core.expire(time.monotonic())
+        self.deliver()
+
+
+class _Session(MessageHandler):
+    """One connection: a client of the core, once it has said the secret."""
+
+    framing = FRAMING
+    desk: _Desk
+
+    def connected(self) -> None:
+        """Look who it is."""
+        self.trusted = self.gone = False
+        raw = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.pid, uid, _ = _CREDENTIALS.unpack(raw)
+        if uid != os.geteuid():
+            log.warning("refused process %d of user %d: this broker serves user %d only", self.pid, uid, os.geteuid())
+            self.gone = True
+            self.connection.abort()
+
+    def message(self, message: Any) -> Any:
+        """One message comes as a batch of one."""
+        return self.messages([message])
+
+    def messages(self, batch: list[Any]) -> list[bytes] | None:
+        """Have the core do what was asked."""
+        if self.gone:
+            return None
+        if not self.trusted:
+            greeting, *batch = batch
+            reply = self._greet(greeting)
+            if reply is None:
+                return None
+            return [reply, *(self.messages(batch) or ())]
+        desk = self.desk
+        core = desk.core
+        now = time.monotonic()
+        try:
+            for message in batch:
+                core.receive(self, message, now)
+        except FramingError as error:
+            log.warning("process %d sent what is no request: %s", self.pid, error)
+            self.end()
+            return None
+        return desk.deliver(self)
+
+    def _greet(self, message: bytes) -> bytes | None:
+        try:
+            request = Request(self, message)
+        except FramingError:
+            request = None
+        core = self.desk.core
+        if request is None or request.verb != HELLO or not hmac.compare_digest(request.key, self.desk.secret):
+            log.warning("refused process %d of this user: it does not know the key of this broker", self.pid)
+            self.gone = True
+            self.connection.abort()
+            return None
+        self.trusted = True
+        core.client_came(self)
+        self.desk.processes.add(self.pid, self)
+        return encode_reply(request.id, Status.OK, core.epoch, (b"%d" % core.max_item,))
+
+    def post(self, message: bytes) -> None:
+        """Send a reply that somebody else has caused."""
+        try:
+            self.connection.send(message)
+        except (LongshoreError, OSError):
+            # Gone, or it takes nothing: then it is a client no more, or the reply it waits for would be missing.
+            self.end()
+
+    def end(self) -> None:
+        """It is no client any more."""
+        if not self.gone:
+            self.gone = True
+            self._forget()
+            self.connection.abort()
+
+    def disconnected(self, error: BaseException | None) -> None:
+        """The stream is over."""
+        if not self.gone:
+            self.gone = True
+            self._forget()
+
+    def _forget(self) -> None:
+        if self.trusted:
+            self.desk.processes.remove(self.pid, self)
+            self.desk.core.client_gone(self)
+            self.desk.deliver()
+
+
+def _most_connections() -> int:
+    """As many clients as the system lets this process have; a connection is a thread of a client's."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 100_000 if hard == resource.RLIM_INFINITY else max(16, min(100_000, hard - 256))
+
+
+def _next_epoch(directory: Path) -> int:
+    """An epoch higher than any that this directory has seen, and than those of other directories before it."""
+    file = directory / "epoch"
+    before = int(file.read_text()) if file.exists() else 0
+    epoch = max(int(time.time()), before + 1)
+    file.write_text(str(epoch))
+    return epoch
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve the directory that is named, until the owner ends."""
+    parser = argparse.ArgumentParser(prog="longshore.shared.broker")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--owner", type=int, required=True)
+    parser.add_argument("--lifeline", type=int, required=True)
+    parser.add_argument("--ready", type=int, required=True)
+    parser.add_argument("--max-item", type=int, default=MAX_ITEM)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="longshore broker: %(message)s")
+    os.umask(0o077)
+    if os.fork():
+        # It is no child of its owner's, whose children are counted and waited for by others.
+        os._exit(0)
+    directory: Path = options.directory
+    core = Core(_next_epoch(directory), options.max_item)
+    desk = _Desk(core, (directory / "key").read_bytes())
+    handler = type("Broker", (_Session,), {"desk": desk})
+    server = Server(
+        handler,
+        f"unix://{directory}/socket?mode=0600",
+        strategy="reactor",
+        limits=Limits(max_connections=_most_connections(), max_pending_bytes=_PENDING),
+        timeouts=Timeouts(idle=None, write=None, first_byte=10, blocked=None),
+    )
+    desk.server = server
+    _serve(server, options)
+
+
+def _serve(server: Server, options: argparse.Namespace) -> None:
+    """Serve until the owner is gone."""
+    server.start()
+    os.write(options.ready, b"%d" % os.getpid())
+    os.close(options.ready)
+    waiting = selectors.DefaultSelector()
+    waiting.register(options.lifeline, selectors.EVENT_READ)
+    try:
+        waiting.register(os.pidfd_open(options.owner), selectors.EVENT_READ)
+    except (OSError, AttributeError):
+        # Gone already, and then the pipe says so; or the system has no pidfds.
+        pass
+    threading.Thread(target=lambda: (waiting.select(), server.stop()), name="owner", daemon=True).start()
+    server.wait_stopped()
+    for name in ("key", "epoch"):
+        (options.directory / name).unlink(missing_ok=True)
+    try:
+        options.directory.rmdir()
+    except OSError:
+        # Somebody has put something beside it.
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Which place this process is joined to: at most one, which its handles ask for when they are used.
+
+The only place that reads and writes `LONGSHORE_SHARED`.  A process that is told nothing starts a broker of its own when
+the first handle is used; what it starts afterwards finds the address in the environment, and the key beside the socket.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from longshore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from longshore.shared.places import Place
+    from longshore.shared.starting import Broker
+
+__all__ = ("VARIABLE", "address", "current", "era", "join", "joined", "leave")
+
+#: What names the place to the processes that this one starts.
+VARIABLE = "LONGSHORE_SHARED"
+_PLACES = {
+    "local": ("longshore.shared.local", "LocalPlace"),
+    "redis": ("longshore.shared.redis", "RedisPlace"),
+    "rediss": ("longshore.shared.redis", "RedisPlace"),
+}
+
+_lock = threading.RLock()
+_place: Place | None = None
+_asked: str | None = None
+_broker: Broker | None = None
+_era = 0
+
+
+def current() -> Place:
+    """The place of this process; joins the one of the environment, or starts one, if there is none yet."""
+    return _place if _place is not None else join(os.environ.get(VARIABLE))
+
+
+def joined() -> Place | None:
+    """The place of this process, if it has one yet."""
+    return _place
+
+
+def era() -> int:
+    """How often this process has left or lost a place: parameters of before say nothing about those of now."""
+    return _era
+
+
+def join(url: str | None = None) -> Place:
+    """Join this process, and what it starts from now on, to a place.
+
+    Args:
+        url: `local:///path/to/socket` as `address()` gives it, `redis://host:port/db`, or `local://` or None for the
+            place of the environment, or else a broker of this process's own.
+
+    Returns:
+        The place.  A place that was lost is joined anew, and handles of before work again, on what is there now.
+
+    Raises:
+        ConfigError: this process is joined to another place, or the URL is none.
+        BrokerLost: nobody serves there.
+    """
+    global _place, _asked, _broker, _era
+    with _lock:
+        if _place is not None and not _place.is_lost:
+            if url in (None, "local://", _asked, _place.url):
+                return _place
+            raise ConfigError(
+                f"this process is joined to {_place.url} and cannot join {url} too",
+                hint="shared.leave() first; its handles then belong to the other place.",
+            )
+        if url in (None, "local://"):
+            url = os.environ.get(VARIABLE) if _broker is None else None
+            if url is None:
+                url = _own_broker().url
+        scheme = str(url).partition("://")[0]
+        if scheme not in _PLACES or "://" not in str(url):
+            raise ConfigError(f"{url!r} is no place", hint="There are local:///path and redis://host:port/db.")
+        module, name = _PLACES[scheme]
+        _era += _place is not None
+        place: Any = getattr(import_module(module), name)(url)
+        _place, _asked = place, url
+        os.environ[VARIABLE] = str(url)
+        return _place
+
+
+def address() -> str:
+    """The URL by which another process of this user joins the place of this one; starts one if there is none."""
+    return current().url
+
+
+def leave() -> None:
+    """Leave the place: what is held is released, and a broker of this process's own ends."""
+    global _place, _asked, _broker, _era
+    with _lock:
+        _era += 1
+        place, _place, _asked = _place, None, None
+        broker, _broker = _broker, None
+        if place is not None:
+            place.close()
+            os.environ.pop(VARIABLE, None)
+        if broker is not None:
+            broker.stop()
+
+
+def _own_broker() -> Broker:
+    global _broker
+    from longshore.shared.starting import Broker
+
+    if _broker is None:
+        atexit.register(leave)
+    directory = None
+    if _broker is not None:
+        # It was lost.  Its directory knows its epoch, which the next one's is above.
+        directory = str(_broker.directory)
+        _broker.release()
+    _broker = Broker(directory)
+    return _broker
+
+
+def _forked() -> None:
+    """A child is joined, but the broker is its parent's."""
+    global _broker, _lock
+    _broker = None
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forked)
