@@ -80,6 +80,10 @@ cargo:
 fuzz: $(STAMP) ## Throw a million random inputs at the native framings, and compare with the portable ones
 	LONGSHORE_FUZZ=1000000 $(BIN)/python -m pytest -q --timeout=0 tests/unit/test_native_framing.py
 
+.PHONY: stress
+stress: $(STAMP) ## Kill holders, waiters and brokers a thousand times (ROUNDS=1000)
+	LONGSHORE_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/python -m pytest tests/stress -q --timeout=0 -o faulthandler_timeout=0
+
 .PHONY: wheel
 wheel: $(STAMP) ## Build a wheel with the native reactor into dist/
 	LONGSHORE_NATIVE=require $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

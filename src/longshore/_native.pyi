@@ -12,7 +12,31 @@ from typing_extensions import disjoint_base
 
 from longshore.config import Limits, Timeouts
 
-__all__ = ["Framing", "Reactor", "Stream", "Timer"]
+__all__ = ["DONE", "Datagrams", "Done", "Framing", "Lines", "Origin", "Reactor", "Stream", "Taking", "Timer", "taking"]
+
+@final
+class Origin:
+    """What an answer to a datagram needs beside its address; only `Datagrams.send` knows what that is."""
+
+@final
+class Datagrams:
+    """A datagram socket owned by a native reactor; as `longshore.reactor.datagrams.Datagrams`.
+
+    `segments` says whether answers of one size to one peer go through the kernel as one.
+    """
+
+    def __new__(cls, reactor: Reactor, sock: Socket, owner: Any, segments: bool) -> Datagrams: ...
+    @property
+    def socket(self) -> Socket: ...
+    @property
+    def count(self) -> int: ...
+    def dispatch(self, call: Callable[[bytes, Any], Any] | None = None, *, batches: bool = False) -> None: ...
+    def keep(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def receive_queued(self) -> None: ...
+    def send(self, data: Any, address: Any, info: Origin | None = None) -> None: ...
+    def _ready(self, _events: int) -> None: ...
 
 @final
 class Framing:
@@ -47,6 +71,49 @@ class Framing:
 
     def decode(self, pieces: list[bytes], ends: bool) -> tuple[list[bytes], bool, int]:
         """The messages in `pieces`, fed one after the other; whether all went well; how many bytes are left."""
+
+@final
+class Lines:
+    """The lines that have come: it ends where the next one has not, or where the stream has ended."""
+
+    def __iter__(self) -> Lines: ...
+    def __next__(self) -> bytes: ...
+
+@final
+class Taking:
+    """A coroutine that takes input; see `taking`."""
+
+    def __await__(self) -> Taking: ...
+    def __iter__(self) -> Taking: ...
+    def __next__(self) -> Any: ...
+    def send(self, value: Any) -> Any:
+        """As a coroutine's."""
+
+    def throw(self, *error: Any) -> Any:
+        """As a coroutine's."""
+
+    def close(self) -> None:
+        """As a coroutine's."""
+
+@final
+class Done:
+    """An awaitable with nothing to wait for."""
+
+    def __await__(self) -> Done: ...
+    def __iter__(self) -> Done: ...
+    def __next__(self) -> None: ...
+
+#: The one that serves all.
+DONE: Done
+
+def taking(
+    wait: Callable[[float | None], Any],
+    timeout: float | None,
+    take: Callable[..., Any],
+    first: Any = None,
+    second: Any = None,
+) -> Taking:
+    """What `take(first, second)` answers, once that is not `NEED_MORE`; `wait(timeout)` is awaited while it is."""
 
 @final
 class Timer:
@@ -260,6 +327,7 @@ class Stream:
     def take_some(self, count: int) -> Any: ...
     def take_exactly(self, count: int) -> Any: ...
     def take_line(self, limit: int) -> Any: ...
+    def lines(self, limit: int) -> Lines: ...
     def take_line_up_to(self, size: int) -> Any: ...
     def peek(self) -> Any: ...
     def take_until(self, separator: bytes, limit: int) -> Any: ...

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
     from longshore.reactor.portable import PortableReactor
+    from longshore.reactor.stream import Stream
 
 __all__ = ("AsyncLink", "Embedding", "embed")
 
@@ -38,7 +40,8 @@ class AsyncLink(StreamLink):
         super().__init__(on_closed)
         self._loop = asyncio.get_running_loop()
         self._waiters: list[asyncio.Future[bool]] = []
-        self._arrivals = 0
+        # The one that the stream itself wakes when input comes.
+        self._expecting: asyncio.Future[bool] | None = None
         self._hungry = 0
         # Room that was handed out and never awaited: its owner does not wait, and gets no more than one.
         self._ignored: _Room | None = None
@@ -48,18 +51,19 @@ class AsyncLink(StreamLink):
         """Whether a task waits for input now."""
         return self._hungry > 0
 
-    def arrived(self) -> None:
-        """Input came or ended."""
-        self._arrivals += 1
-        super().arrived()
+    def attach(self, stream: Stream) -> None:
+        """Stand on `stream`, and offer to it without a detour until some other thread has written."""
+        super().attach(stream)
+        self._shorten()
 
     def _wake(self) -> None:
         super()._wake()
+        if self._expecting is not None:
+            _answer(self._expecting, True)
         if self._waiters:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(True)
+                _answer(waiter, True)
 
     def _deadline(self, timeout: float | None) -> float | None:
         return None if timeout is None else self._loop.time() + timeout
@@ -73,7 +77,9 @@ class AsyncLink(StreamLink):
             )
         waiter: asyncio.Future[bool] = self._loop.create_future()
         self._waiters.append(waiter)
-        timer = None if deadline is None else self._loop.call_at(deadline, _expire, waiter)
+        # Where another task is the one that the stream wakes, the sink would not be told.
+        self.stream.telling = True
+        timer = None if deadline is None else self._loop.call_at(deadline, _answer, waiter, False)
         try:
             return await waiter
         finally:
@@ -91,14 +97,31 @@ class AsyncLink(StreamLink):
             OSError: the connection was lost.
         """
         stream = self.stream
+        # The way that nearly every wait goes: the stream wakes the task, and nobody else is told.
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        wake = functools.partial(_answer, waiter, True)
+        if timeout is None and stream.expect(wake):
+            self._expecting = waiter
+            self._hungry += 1
+            try:
+                await waiter
+            except BaseException:
+                stream.unpark(wake)
+                raise
+            finally:
+                self._hungry -= 1
+                self._expecting = None
+            if stream.spent:
+                raise stream.failure()
+            return
         if stream.state in ("closing", "closed"):
             raise stream.failure()
-        before = self._arrivals
+        before = stream.received
         deadline = self._deadline(timeout)
         self._hungry += 1
         stream.want_input(True)
         try:
-            while self._arrivals == before and not stream.input.ended and stream.state not in ("closing", "closed"):
+            while stream.received == before and not stream.input.ended and stream.state not in ("closing", "closed"):
                 if not await self._next_call(deadline):
                     raise ReadTimeout(f"{stream.peer} sent nothing in {timeout:g} s")
         finally:
@@ -116,8 +139,6 @@ class AsyncLink(StreamLink):
             LongshoreError, OSError: the connection has ended.
         """
         stream = self.stream
-        if not self._posted and stream.offer(data):
-            return _DONE
         limit = stream.limits.max_pending_bytes
         elsewhere = not stream.reactor.on_thread
         if self.pending > limit and (elsewhere or self._ignored is not None):
@@ -127,10 +148,10 @@ class AsyncLink(StreamLink):
             )
         if elsewhere:
             self._post_write(data)
-            return _DONE
+            return stream.DONE
         stream.write(data)
         if self.pending <= limit:
-            return _DONE
+            return stream.DONE
         self._ignored = _Room(self, timeout)
         return self._ignored
 
@@ -202,20 +223,9 @@ class AsyncLink(StreamLink):
             await self._next_call(None)
 
 
-def _expire(waiter: asyncio.Future[bool]) -> None:
+def _answer(waiter: asyncio.Future[bool], in_time: bool) -> None:
     if not waiter.done():
-        waiter.set_result(False)
-
-
-class _Done:
-    """An awaitable with nothing to wait for; one serves all."""
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return
-        yield
-
-
-_DONE = _Done()
+        waiter.set_result(in_time)
 
 
 class _Room:

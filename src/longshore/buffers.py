@@ -14,7 +14,7 @@ from longshore.errors import ClosedError, ConfigError, FramingError, IncompleteM
 from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from longshore.framing import Decoder, Framing
 
@@ -82,7 +82,7 @@ def named(peer: str, error: FramingError) -> FramingError:
 class InputBuffer:
     """Input of one connection, in order, with the framing that cuts its messages."""
 
-    __slots__ = ("_decoder", "_fed", "_framing", "_raw", "_scanned", "ended", "peer")
+    __slots__ = ("_decoder", "_fed", "_framing", "_raw", "_scanned", "_sought", "ended", "peer")
 
     #: Whether each read, and each write, is a packet of its own.
     in_packets = False
@@ -94,7 +94,9 @@ class InputBuffer:
         self._framing = framing
         self._decoder: Decoder | None = None
         self._fed = False
+        #: Bytes in which `_sought` does not end.
         self._scanned = 0
+        self._sought = b""
 
     @property
     def framing(self) -> Framing | None:
@@ -176,15 +178,23 @@ class InputBuffer:
             return self._cut(len(self._raw))
         return NEED_MORE
 
+    def lines(self, limit: int) -> Iterator[bytes]:
+        """The lines that are there, each as `take_line` gives it, up to the one that is not, or the end.
+
+        Raises:
+            MessageTooLarge: no line end within `limit` bytes.
+        """
+        while (line := self.take_line(limit)) is not NEED_MORE and line:
+            yield line
+
     def take_line_up_to(self, size: int) -> Any:
         """A line with its end, or its first `size` bytes if it is longer."""
         self._unfeed()
-        end = self._raw.find(b"\n", min(self._scanned, size), size)
+        end = self._search(b"\n", size)
         if end >= 0:
-            return self._cut(end + 1)
+            return self._cut(end)
         if len(self._raw) >= size or self.ended:
             return self._cut(min(size, len(self._raw)))
-        self._scanned = len(self._raw)
         return NEED_MORE
 
     def peek(self) -> Any:
@@ -246,14 +256,19 @@ class InputBuffer:
         raise cut_short(self.peer, len(self._raw), wanted)
 
     def _find(self, separator: bytes, limit: int) -> int:
-        """The offset behind `separator`, or -1; what was searched before is not searched again."""
-        start = max(0, self._scanned - len(separator) + 1)
+        """The offset behind `separator`, or -1; over the limit that is an error."""
+        end = self._search(separator, limit)
+        if end < 0 and len(self._raw) >= limit:
+            raise too_long(self.peer, len(self._raw), separator, limit)
+        return end
+
+    def _search(self, separator: bytes, limit: int) -> int:
+        """The offset behind `separator`, or -1; where it was sought before is not searched again."""
+        start = max(0, self._scanned - len(separator) + 1) if separator == self._sought else 0
         at = self._raw.find(separator, start, limit)
         if at >= 0:
             return at + len(separator)
-        self._scanned = min(len(self._raw), limit)
-        if len(self._raw) >= limit:
-            raise too_long(self.peer, len(self._raw), separator, limit)
+        self._scanned, self._sought = min(len(self._raw), limit), separator
         return -1
 
     def _cut(self, count: int) -> bytes:

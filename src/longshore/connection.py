@@ -17,7 +17,7 @@ from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 
     from longshore.config import TLS
     from longshore.framing import Framing
@@ -177,8 +177,15 @@ class Connection(_Named):
     _cork: bytearray | None = None
 
     def _take(self, attempt: Callable[..., Any], *args: Any) -> Any:
-        while (piece := attempt(*args)) is NEED_MORE:
+        piece = attempt(*args)
+        return self._wait_and_take(attempt, *args) if piece is NEED_MORE else piece
+
+    def _wait_and_take(self, attempt: Callable[..., Any], *args: Any) -> Any:
+        """Go on after a first attempt that found too little; whoever is called often makes that one himself."""
+        piece = NEED_MORE
+        while piece is NEED_MORE:
             self._link.wait_input(self._timeout)
+            piece = attempt(*args)
         return piece
 
     def recv(self, count: int, flags: int = 0) -> bytes:
@@ -191,7 +198,10 @@ class Connection(_Named):
         """
         if flags:
             raise ValueError("recv() of a connection takes no flags")
-        return self._take(self._link.input.take_some, count)  # type: ignore[no-any-return]
+        data = self._link.input.take_some(count)
+        if data is NEED_MORE:
+            data = self._wait_and_take(self._link.input.take_some, count)
+        return data  # type: ignore[no-any-return]
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """As `recv`, into `buffer`; returns the number of bytes, 0 at the end of the stream."""
@@ -206,7 +216,10 @@ class Connection(_Named):
         Raises:
             MessageTooLarge: no line end within `limit` bytes.
         """
-        return self._take(self._link.input.take_line, limit)  # type: ignore[no-any-return]
+        line = self._link.input.take_line(limit)
+        if line is NEED_MORE:
+            line = self._wait_and_take(self._link.input.take_line, limit)
+        return line  # type: ignore[no-any-return]
 
     def read_exactly(self, count: int) -> bytes:
         """Just `count` bytes.
@@ -233,8 +246,10 @@ class Connection(_Named):
             PeerClosed: the stream has ended.
             FramingError: what came is no message.
         """
-        message = self._take(self._link.input.take_message)
-        self.messages += 1
+        message = self._link.input.take_message()
+        if message is NEED_MORE:
+            message = self._wait_and_take(self._link.input.take_message)
+        self._messages += 1
         return message
 
     def __iter__(self) -> Iterator[Any]:
@@ -250,10 +265,10 @@ class Connection(_Named):
             LimitExceeded: too much is pending already, where the caller cannot wait.
             ClosedError, ConnectionError: the connection has ended.
         """
-        if self._cork is None:
-            self._link.write(data if type(data) is bytes else bytes(data), self._timeout)
-        else:
+        if self._cork is not None:
             self._cork += data
+        elif not self._link.offer(data):
+            self._link.write(data if type(data) is bytes else bytes(data), self._timeout)
 
     def send(self, message: Any) -> int:
         """Send one message, encoded by the framing; bytes as they are where there is none.
@@ -341,15 +356,13 @@ class Connection(_Named):
 class AsyncConnection(_Named):
     """The same with `await`; `send` and `sendall` queue at the call, and the await only waits for room."""
 
-    async def _take(self, attempt: Callable[..., Any], *args: Any) -> Any:
+    def _take(self, attempt: Callable[..., Any], *args: Any) -> Coroutine[Any, Any, Any]:
         link: Any = self._link
-        while (piece := attempt(*args)) is NEED_MORE:
-            await link.input_came(self._timeout)
-        return piece
+        return link.stream.taking(link.input_came, self._timeout, attempt, *args)  # type: ignore[no-any-return]
 
-    async def recv(self, count: int) -> bytes:
+    def recv(self, count: int) -> Coroutine[Any, Any, bytes]:
         """As `Connection.recv`."""
-        return await self._take(self._link.input.take_some, count)  # type: ignore[no-any-return]
+        return self._take(self._link.input.take_some, count)
 
     async def recv_into(self, buffer: Any, nbytes: int = 0) -> int:
         """As `Connection.recv_into`."""
@@ -358,25 +371,23 @@ class AsyncConnection(_Named):
         view[: len(data)] = data
         return len(data)
 
-    async def readline(self, limit: int = 65_536) -> bytes:
+    def readline(self, limit: int = 65_536) -> Coroutine[Any, Any, bytes]:
         """As `Connection.readline`."""
-        line = self._link.input.take_line(limit)
-        if line is NEED_MORE:
-            line = await self._take(self._link.input.take_line, limit)
-        return line  # type: ignore[no-any-return]
+        link: Any = self._link
+        return link.stream.taking(link.input_came, self._timeout, link.input.take_line, limit)  # type: ignore[no-any-return]
 
-    async def read_exactly(self, count: int) -> bytes:
+    def read_exactly(self, count: int) -> Coroutine[Any, Any, bytes]:
         """As `Connection.read_exactly`."""
-        return await self._take(self._link.input.take_exactly, count)  # type: ignore[no-any-return]
+        return self._take(self._link.input.take_exactly, count)
 
-    async def read_until(self, separator: bytes, limit: int = 65_536) -> bytes:
+    def read_until(self, separator: bytes, limit: int = 65_536) -> Coroutine[Any, Any, bytes]:
         """As `Connection.read_until`."""
-        return await self._take(self._link.input.take_until, separator, limit)  # type: ignore[no-any-return]
+        return self._take(self._link.input.take_until, separator, limit)
 
     async def receive(self) -> Any:
         """As `Connection.receive`."""
         message = await self._take(self._link.input.take_message)
-        self.messages += 1
+        self._messages += 1
         return message
 
     async def __aiter__(self) -> AsyncIterator[Any]:
@@ -387,6 +398,8 @@ class AsyncConnection(_Named):
     def sendall(self, data: Any) -> Awaitable[None]:
         """Queue `data` now; the await returns once no more than `max_pending_bytes` are pending."""
         link: Any = self._link
+        if link.offer(data):
+            return link.stream.DONE  # type: ignore[no-any-return]
         return link.queue(bytes(data), self._timeout)  # type: ignore[no-any-return]
 
     def send(self, message: Any) -> Awaitable[None]:
@@ -469,16 +482,20 @@ class _Reader(io.BufferedIOBase):
         return self._connection.fileno()
 
     def __iter__(self) -> Iterator[bytes]:
-        """The lines up to the end: a generator, as that is the cheapest loop that may wait in Python code."""
+        """The lines up to the end.
+
+        Those that have come are iterated over by the input itself; only between them a frame of ours runs and waits.
+        """
+        return itertools.chain.from_iterable(self._arrivals())
+
+    def _arrivals(self) -> Iterator[Iterator[bytes]]:
         connection = self._connection
         link = connection._link
         while True:
             # Looked up again after each wait: `start_tls` may have put another input into its place.
-            take = link.input.take_line
-            while (line := take(FILE_LINE)) is not NEED_MORE:
-                if not line:
-                    return
-                yield line
+            yield link.input.lines(FILE_LINE)
+            if link.input.ended and not link.input.unread:
+                return
             link.wait_input(connection._timeout)
 
     def readline(self, size: int | None = -1) -> bytes:

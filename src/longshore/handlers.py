@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from longshore.errors import ConfigError, IncompleteMessage
+from longshore.errors import ConfigError, FramingError, IncompleteMessage
 from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
@@ -163,13 +163,20 @@ class Handler:
         session = self._datagram_session(peer, address, server)
         batch = _messages_in(data, peer.framing)
         if self.takes_batches:
-            for reply in session.messages(batch) or ():
-                peer.send(reply)
+            _send_all(peer, session.messages(batch))
             return
         for message in batch:
             reply = session.message(message)
             if reply is not None:
                 peer.send(reply)
+
+    def call_datagrams(self, batch: list[bytes], peer: Any, address: Any, server: Any) -> None:
+        """Run a handler that takes batches for all datagrams that have come from `peer`."""
+        session = self._datagram_session(peer, address, server)
+        if peer.framing is not None:
+            batch = [message for data in batch for message in _readable(data, peer)]
+        if batch:
+            _send_all(peer, session.messages(batch))
 
     async def call_datagram_async(self, data: bytes, peer: Any, address: Any, server: Any) -> None:
         """Run an async handler for one datagram."""
@@ -187,6 +194,21 @@ class Handler:
             peer.session.connected()
         session: MessageHandler = peer.session
         return session
+
+
+def _send_all(peer: Any, replies: Iterable[Any] | None) -> None:
+    if replies is not None:
+        for reply in replies:
+            peer.send(reply)
+
+
+def _readable(data: bytes, peer: Any) -> list[Any]:
+    """The messages in one datagram; none, and it is told, if it is malformed."""
+    try:
+        return _messages_in(data, peer.framing)
+    except FramingError as error:
+        peer.failed(error, len(data))
+        return []
 
 
 def _messages_in(data: bytes, framing: Framing | None) -> list[Any]:

@@ -43,6 +43,9 @@ class Link(Protocol):
     def wait_input(self, timeout: float | None) -> None:
         """Return once more input came or the stream ended."""
 
+    def offer(self, data: Any) -> bool:
+        """Queue `data`, if that is bytes and takes no waiting; False, and nothing done, where it takes `write`."""
+
     def write(self, data: bytes, timeout: float | None = None) -> None:
         """Send or queue `data`, waiting for room where the caller may wait."""
 
@@ -87,15 +90,22 @@ class StreamLink:
     """
 
     def __init__(self, on_closed: Callable[[str, BaseException | None], object] | None = None) -> None:
-        self.stream: Stream = None  # type: ignore[assignment]  # set by attach, before anybody else sees the link
+        # Both are set by attach, before anybody else sees the link.
+        self.stream: Stream = None  # type: ignore[assignment]
+        #: What came and is not consumed.
+        self.input: InputBuffer = None  # type: ignore[assignment]
         self._on_closed = on_closed
         self._sleepers: list[threading.Event] = []
         self._posted = 0
         self._open = False
 
+    #: Whether a thread that is not the reactor's has written.
+    _shared = False
+
     def attach(self, stream: Stream) -> None:
         """Stand on `stream`."""
         self.stream = stream
+        self.input = stream.input
 
     # -- the stream's sink -----------------------------------------------------------------------------
 
@@ -167,11 +177,6 @@ class StreamLink:
             raise stream.failure()
 
     @property
-    def input(self) -> InputBuffer:
-        """What came and is not consumed."""
-        return self.stream.input
-
-    @property
     def handled(self) -> int:
         """Messages that the stream itself has handed to a handler."""
         return self.stream.messages
@@ -193,6 +198,10 @@ class StreamLink:
 
     # -- output ----------------------------------------------------------------------------------------
 
+    def offer(self, data: Any) -> bool:
+        """Queue `data`, if that is bytes and takes no waiting; False, and nothing done, where it takes `write`."""
+        return not self._posted and self.stream.offer(data)
+
     def write(self, data: bytes, timeout: float | None = None) -> None:
         """Queue `data`; then wait until no more than `max_pending_bytes` are pending.
 
@@ -200,9 +209,9 @@ class StreamLink:
             LimitExceeded: the limit was exceeded before, and this caller cannot wait.
             LongshoreError, OSError: the connection has ended.
         """
-        stream = self.stream
-        if not self._posted and stream.offer(data):
+        if self.offer(data):
             return
+        stream = self.stream
         limit = stream.limits.max_pending_bytes
         if self.pending > limit:
             self._wait_room(timeout, limit)
@@ -228,9 +237,17 @@ class StreamLink:
         if stream.state != "open":
             raise stream.failure()
 
+    def _shorten(self) -> None:
+        """Let `offer` be the stream's own, for links over which much is written; not once another thread has."""
+        if not self._shared:
+            self.offer = self.stream.offer  # type: ignore[method-assign]
+
     def _post_write(self, data: bytes) -> None:
         if self.stream.state != "open":
             raise self.stream.failure()
+        # In this order: whoever writes after this call must not overtake what it has posted.
+        self._shared = True
+        self.__dict__.pop("offer", None)
         self._posted += len(data)
         self.stream.reactor.post(self._write_posted, data)
 

@@ -17,10 +17,10 @@ from longshore.events import DatagramDropped, HandlerFailed
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
     from longshore.framing import Framing
     from longshore.reactor.datagrams import Datagrams
+    from longshore.strategies import Strategy
 
 __all__ = ("DatagramService", "Peer")
 
@@ -31,27 +31,79 @@ _ids = itertools.count(1)
 
 
 class Peer:
-    """The other end of a datagram, in the shape of a connection: `send` replies to it."""
+    """The other end of a datagram, in the shape of a connection: `send` replies to it.
+
+    What is asked of few is made when it is asked for; what a handler leaves in it is told to the datagrams, which else
+    may give it again.
+    """
+
+    __slots__ = ("_framing", "_id", "_info", "_peer", "_service", "_state", "client_address", "seen", "session")
+
+    via: str | None = None
+    tls: None = None
 
     def __init__(self, service: DatagramService, address: Any, info: Any) -> None:
         self._service = service
         self._info = info
-        #: A number that no other peer of this process has.
-        self.id: int = next(_ids)
         #: The address as the socket gives it.
         self.client_address: Any = address
-        #: The address as text.
-        self.peer: str = format_peer(service.socket.family, address)
-        #: Our own address, as a URL.
-        self.local: str = service.local
-        self.server: Any = service.host.facade
-        #: What encodes replies and cuts each datagram; None: a datagram is a message.
-        self.framing: Framing | None = service.host.framing
-        self.state: dict[Any, Any] = {}
-        self.via: str | None = None
-        self.tls: None = None
+        self._framing: Framing | None = service.host.framing
+        self._id = 0
+        self._peer: str | None = None
+        self._state: dict[Any, Any] | None = None
         self.session: Any = None
         self.seen = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.peer} of {self.local}>"
+
+    @property
+    def id(self) -> int:
+        """A number that no other peer of this process has."""
+        if not self._id:
+            self._id = next(_ids)
+            self._service.keep()
+        return self._id
+
+    @property
+    def peer(self) -> str:
+        """The address as text."""
+        if self._peer is None:
+            self._peer = format_peer(self._service.socket.family, self.client_address)
+        return self._peer
+
+    @property
+    def local(self) -> str:
+        """Our own address, as a URL."""
+        return self._service.local
+
+    @property
+    def server(self) -> Any:
+        """The server."""
+        return self._service.host.facade
+
+    @property
+    def framing(self) -> Framing | None:
+        """What encodes replies and cuts each datagram; None: a datagram is a message."""
+        return self._framing
+
+    @framing.setter
+    def framing(self, framing: Framing | None) -> None:
+        self._framing = framing
+        self._service.keep()
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """Whatever the handler wants to keep with the peer, as long as there is one."""
+        if self._state is None:
+            self._state = {}
+            self._service.keep()
+        return self._state
+
+    @state.setter
+    def state(self, state: dict[Any, Any]) -> None:
+        self._state = state
+        self._service.keep()
 
     @property
     def draining(self) -> bool:
@@ -60,7 +112,7 @@ class Peer:
 
     def send(self, message: Any) -> None:
         """Send one message; it leaves from the address that was asked."""
-        self.sendall(bytes(message) if self.framing is None else self.framing.encode(message))
+        self.sendall(bytes(message) if self._framing is None else self._framing.encode(message))
 
     def sendall(self, data: bytes) -> None:
         """Send one datagram; one that the kernel cannot take now is dropped, with an event."""
@@ -105,35 +157,64 @@ class _ReplySocket:
 class DatagramService:
     """One datagram address of a server: sessions, and what goes wrong."""
 
-    def __init__(self, host: Any, sock: socket.socket, local: str, dispatch: Callable[..., bool]) -> None:
+    def __init__(self, host: Any, sock: socket.socket, local: str, strategy: Strategy) -> None:
         self.host = host
         self.socket = sock
         self.local = local
-        self._dispatch = dispatch
+        self._strategy = strategy
         self._sessions: OrderedDict[Any, Peer] = OrderedDict()
-        self._keeps_sessions = host.handler.kind == "session"
+        handler = host.handler
+        self._keeps_sessions = handler.kind == "session"
+        self._takes_batches = handler.takes_batches and strategy.name == "reactor"
         self._datagrams: Datagrams = host.reactor.datagrams(sock, self)
+        self.keep = self._datagrams.keep
+        if strategy.name == "reactor" and handler.kind == "message" and host.framing is None:
+            # Nothing of ours is needed for a datagram, but what is unusual.
+            self._datagrams.dispatch(handler.target)
+        elif self._takes_batches:
+            self._datagrams.dispatch(batches=True)
         self._expiry: Any = None
-        self.count = 0
+
+    @property
+    def count(self) -> int:
+        """Datagrams that have come."""
+        return self._datagrams.count
 
     # -- the reactor's side ----------------------------------------------------------------------------
 
-    def received(self, data: bytes, address: Any, info: Any, *, truncated: bool) -> None:
-        """One datagram."""
-        self.count += 1
-        peer = self._peer(address, info)
-        if truncated:
-            self._dropped(peer.peer, "truncated", len(data))
+    def received(self, batch: list[bytes], address: Any, info: Any) -> None:
+        """Datagrams of one peer."""
+        if self._takes_batches:
+            peer = self._known(address, info)
+            try:
+                self.host.handler.call_datagrams(batch, peer, address, self.host.facade)
+            except Exception as error:
+                self.failed(peer, error, sum(map(len, batch)))
             return
-        try:
-            if not self._dispatch(data, peer.peer, peer, address):
-                self._dropped(peer.peer, "the strategy is full", len(data))
-        except Exception as error:
-            self.failed(peer, error, len(data))
+        for data in batch:
+            # A session may end with each of them.
+            peer = self._known(address, info) if self._keeps_sessions else Peer(self, address, info)
+            try:
+                if not self._strategy.datagram(data, peer.peer, peer, address):
+                    self._dropped(peer.peer, "the strategy is full", len(data))
+            except Exception as error:
+                self.failed(peer, error, len(data))
+
+    def truncated(self, size: int, address: Any) -> None:
+        """A datagram that is longer than any that can be sent over IP."""
+        self._dropped(format_peer(self.socket.family, address), "truncated", size)
 
     def receive_failed(self, error: OSError) -> None:
         """An earlier reply found nobody: that peer's affair, and it is not known which."""
         self._dropped("unknown", "a reply found nobody", 0, error)
+
+    def send_failed(self, size: int, address: Any, error: OSError) -> None:
+        """The system refuses a reply."""
+        self._dropped(format_peer(self.socket.family, address), "the reply could not be sent", size, error)
+
+    def peer(self, address: Any, info: Any) -> Peer:
+        """A peer for one call."""
+        return Peer(self, address, info)
 
     # -- the server's side -----------------------------------------------------------------------------
 
@@ -168,7 +249,7 @@ class DatagramService:
         try:
             self._datagrams.send(data, address, info)
         except OSError as error:
-            self._dropped(format_peer(self.socket.family, address), "the reply could not be sent", len(data), error)
+            self.send_failed(len(data), address, error)
 
     def forget(self, address: Any) -> None:
         """End the session of one peer."""
@@ -185,9 +266,8 @@ class DatagramService:
 
     # -- sessions --------------------------------------------------------------------------------------
 
-    def _peer(self, address: Any, info: Any) -> Peer:
-        if not self._keeps_sessions:
-            return Peer(self, address, info)
+    def _known(self, address: Any, info: Any) -> Peer:
+        """The peer with the session of this address."""
         now = self.host.reactor.now()
         peer = self._sessions.get(address)
         if peer is None:

@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import threading
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from weakref import WeakSet
 
 from longshore import reactor as reactors
@@ -57,6 +57,19 @@ __all__ = ("DrainReport", "Server", "Statistics")
 BLOCKED = 5.0
 
 
+class TaskPool(Protocol):
+    """What handlers give work to that needs a processor; `longshore.shared.Pool` is one."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run `fn(*args, **kwargs)` elsewhere; what returns is a future."""
+
+
+class SharedPlace(Protocol):
+    """Where the shared primitives of the handlers are; `longshore.shared.join()` returns one."""
+
+    url: str
+
+
 class Server:
     """Serves one handler on any number of addresses.
 
@@ -69,6 +82,9 @@ class Server:
         limits, timeouts, tls: see `longshore.config`.
         lifespan: a context manager, or a function that returns one (given the server if it takes an argument),
             entered before the first accept; its value becomes `state`.
+        shared: the place of the shared primitives, as `longshore.shared.join()` returns it, which handlers find as
+            `server.shared`; they are joined to it without this, too.
+        pool: a `longshore.shared.Pool`, or another executor; handlers have it as `server.pool`.
 
     Raises:
         ConfigError: this combination cannot work.
@@ -97,17 +113,26 @@ class Server:
         tls: TLS | None = None,
         proxy: Proxy | None = None,
         lifespan: Any = None,
-        shared: Any = None,
-        pool: Any = None,
+        shared: SharedPlace | None = None,
+        pool: TaskPool | None = None,
     ) -> None:
         if workers != 1:
             raise ConfigError(
                 f"workers={workers!r}: this release serves with one process",
                 hint="Leave workers out, or start the program several times with ?reuse_port=1 in its address.",
             )
-        for name, value in (("proxy", proxy), ("shared", shared), ("pool", pool)):
-            if value is not None:
-                raise ConfigError(f"{name}={value!r}: this release has no {name} yet", hint=f"Leave {name} out.")
+        if proxy is not None:
+            raise ConfigError(f"proxy={proxy!r}: this release has no proxy yet", hint="Leave proxy out.")
+        if shared is not None and not hasattr(shared, "url"):
+            raise ConfigError(f"shared={shared!r}: is no place", hint="Pass shared.join(url); serve() takes the URL.")
+        #: The place that was given as `shared`.
+        self.shared = shared
+        if pool is not None and not callable(getattr(pool, "submit", None)):
+            raise ConfigError(
+                f"pool={pool!r}: a server takes a pool", hint="Pass Pool(...); serve() and --pool make one."
+            )
+        #: The executor that was given as `pool`, for what needs a processor; whoever made it ends it.
+        self.pool: TaskPool | None = pool
         Server._all.add(self)
         self.handler: Handler = understand(handler)
         self.limits = limits or Limits()
@@ -422,7 +447,7 @@ class Server:
         self._running = True
         for listener in self._listeners:
             if listener.kind == "datagram":
-                self.services.append(DatagramService(self, listener.socket, listener.url, self._strategy.datagram))
+                self.services.append(DatagramService(self, listener.socket, listener.url, self._strategy))
         listening = [listener for listener in self._listeners if listener.kind != "datagram"]
         self._admission.open(listening, self._strategy, self._targets.tls_context)
         for seconds, function in self._repeating:
@@ -443,9 +468,10 @@ class Server:
     def _repeat(self, seconds: float, function: Callable[[], Any], first: bool = False) -> None:
         if self.status in ("draining", "stopping", "stopped"):
             return
+        # Armed before it is called, so that whoever sees a call may count on the next one.
+        self.reactor.call_later(seconds, self._repeat, seconds, function)
         if not first:
             self._strategy.call(function)
-        self.reactor.call_later(seconds, self._repeat, seconds, function)
 
     def _pause(self) -> None:
         if self.status == "serving":

@@ -16,23 +16,58 @@ from longshore.subscribers import log_failure
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
     from longshore.events import Event
     from longshore.reports import DrainReport
 
-__all__ = ("serve", "serve_until_signalled")
+__all__ = ("made_pool", "serve", "serve_until_signalled")
 
 
-def serve(handler: Any, *addresses: str | socket.socket, **options: Any) -> DrainReport | None:
+def serve(
+    handler: Any, *addresses: str | socket.socket, pool: Any = None, shared: Any = None, **options: Any
+) -> DrainReport | None:
     """Serve until a signal ends it: `Server` with its arguments, and the signals of `serve_until_signalled`.
+
+    Args:
+        pool: as `Server` takes it; or a number of processes, "auto", or the URL of a Dask scheduler: then the pool is
+            made here, and ends with the server.
+        shared: as `Server` takes it; or the URL of the place that this program is joined to, `local://` for its own.
 
     Raises:
         ConfigError: this combination cannot work.
         AddressError: an address cannot be bound.
     """
-    server = Server(handler, *addresses, **options)
-    server.subscribe(_announce)
-    return serve_until_signalled(server)
+    if isinstance(shared, str):
+        from longshore.shared import join
+
+        shared = join(shared)
+    with made_pool(pool) as made:
+        server = Server(handler, *addresses, pool=made, shared=shared, **options)
+        server.subscribe(_announce)
+        return serve_until_signalled(server)
+
+
+@contextlib.contextmanager
+def made_pool(given: Any) -> Iterator[Any]:
+    """A pool of that size, or in that place, which ends with the block; anything else as it is.
+
+    Raises:
+        ConfigError: there is no such place.
+    """
+    if not isinstance(given, (int, str)):
+        yield given
+        return
+    from longshore.shared import Pool
+
+    text = str(given).strip()
+    pool = Pool(None if text == "auto" else int(text) if text.lstrip("-").isdecimal() else text)
+    try:
+        yield pool
+    finally:
+        # Whoever waited for a task has ended, or was abandoned.
+        pool.terminate()
+        pool.join()
 
 
 def _announce(event: Event) -> None:

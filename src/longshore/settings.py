@@ -47,6 +47,7 @@ class Config:
     strategy: str | None = _declare(None, "how handlers run; by default what fits the handler", STRATEGIES)
     framing: str | None = _declare(None, "how the stream is cut: lines, length-prefixed:4, json, ... or module:NAME")
     workers: int = _declare(1, "worker processes")
+    pool: str | None = _declare(None, "what server.pool runs on: a number of processes, auto, or dask://host:port")
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
     tls: TLS | None = None

@@ -101,6 +101,10 @@ class SocketLink:
         if self._socket.gettimeout() != timeout:
             self._socket.settimeout(timeout)
 
+    def offer(self, data: Any) -> bool:
+        """Nothing: whoever writes to a socket in blocking mode may have to wait."""
+        return False
+
     def write(self, data: bytes, timeout: float | None = None) -> None:
         """Send all of it."""
         self._write(data, timeout)

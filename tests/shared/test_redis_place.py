@@ -278,6 +278,43 @@ def test_what_a_killed_process_did_not_acknowledge_is_delivered_again(join, redi
 
 
 @pytest.mark.slow
+def test_an_item_that_was_sent_to_one_who_never_read_it_goes_to_another(join, redis_server):
+    place = join()
+    with Child(f"{redis_server.url}?lease=1", "place.ask(Verb.GET, QUEUE, 1, 0, None)") as child:
+        stands_in_line(place, redis_server, "gQjobs", 1)
+        # Stopped, so that the item lies in its socket's buffer when it dies.
+        child.signal(signal.SIGSTOP)
+        place.ask(Verb.PUT, QUEUE, fields=(b"item",))
+        assert place.ask(Verb.SIZE, QUEUE).number == 0
+        child.signal(signal.SIGKILL)
+        assert place.ask(Verb.GET, QUEUE, 1, 0, 10).fields[0] == b"item"
+
+
+@pytest.mark.slow
+def test_a_notification_of_one_who_never_heard_it_goes_to_another(join, redis_server):
+    place = join()
+    condition = b"Cstock"
+    code = """
+        place.ask(Verb.DECLARE, b"Cstock", fields=(b"",))
+        place.ask(Verb.ACQUIRE, b"Cstock", 1, 0, None)
+        place.ask(Verb.WAIT, b"Cstock", 1, 0, None)
+    """
+    with Child(f"{redis_server.url}?lease=1", code) as child:
+        stands_in_line(place, redis_server, "sCstock", 1)
+        place.ask(Verb.DECLARE, condition, fields=(b"",))
+        place.ask(Verb.ACQUIRE, condition, 2, 0, 10)
+        other = Waiter(place, Verb.WAIT, condition, 2, 0, None)
+        stands_in_line(place, redis_server, "sCstock", 2)
+        child.signal(signal.SIGSTOP)
+        place.ask(Verb.ACQUIRE, condition, 3, 0, 10)
+        assert place.ask(Verb.NOTIFY, condition, 3, 1).number == 1
+        place.tell(Verb.RELEASE, condition, 3)
+        child.signal(signal.SIGKILL)
+        reply = other.result()
+    assert (reply.status, list(reply.fields)) == (Status.OK, [b"1", b"1"])
+
+
+@pytest.mark.slow
 def test_a_barrier_breaks_when_one_who_waits_at_it_is_killed(join, redis_server):
     place = join()
     place.ask(Verb.DECLARE, b"Bstart", fields=(b"parties=3",))

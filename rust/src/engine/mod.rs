@@ -8,6 +8,7 @@
 
 mod buffer;
 mod counters;
+mod datagrams;
 mod deadlines;
 mod framing;
 mod poller;
@@ -18,6 +19,7 @@ mod wheel;
 
 pub use buffer::{Input, Pool, Taken};
 pub use counters::{Counters, HISTOGRAM};
+pub use datagrams::{Answer, DATAGRAMS, Datagram, Inbox, LONGEST, Origin, Outbox};
 pub use deadlines::{Due, Timeouts, Watch};
 pub use framing::{Cut, Cutter, Framing, Kind, Prefix};
 pub use poller::{Poller, READ, WRITE};

@@ -309,7 +309,15 @@ impl Stream {
         Some(self.flush(kit, token, now))
     }
 
-    pub(super) fn write<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, data: &[u8], now: f64) -> Option<Effects> {
+    /// Queue bytes; `now` is asked for the time only where some are sent at once.
+    #[inline]
+    pub(super) fn write<T>(
+        &mut self,
+        kit: &mut Kit<'_, T>,
+        token: Token,
+        data: &[u8],
+        now: impl FnOnce() -> f64,
+    ) -> Option<Effects> {
         if !self.writable() {
             return None;
         }
@@ -325,7 +333,7 @@ impl Stream {
             self.put_off(kit, token);
             return Some(Effects::default());
         }
-        Some(self.flush(kit, token, now))
+        Some(self.flush(kit, token, now()))
     }
 
     #[inline]

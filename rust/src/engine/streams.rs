@@ -183,13 +183,13 @@ impl<T> Engine<T> {
     }
 
     /// Queue bytes, and send what can be sent unless it may be coalesced with what follows; `None` if output has ended.
-    pub fn write(&mut self, token: Token, data: &[u8], now: f64) -> Option<Effects> {
+    pub fn write(&mut self, token: Token, data: &[u8], now: impl FnOnce() -> f64) -> Option<Effects> {
         self.with(token, |stream, kit| stream.write(kit, token, data, now))
     }
 
     /// As `write`; `None`, and nothing done, also where the peer leaves, or would leave, too much untaken.
     #[inline]
-    pub fn offer(&mut self, token: Token, data: &[u8], now: f64) -> Option<Effects> {
+    pub fn offer(&mut self, token: Token, data: &[u8], now: impl FnOnce() -> f64) -> Option<Effects> {
         self.with(token, |stream, kit| {
             if stream.pending() + data.len() > stream.max_pending {
                 return None;

@@ -100,6 +100,24 @@ impl Framing {
     }
 }
 
+/// The lines that have come: it ends where the next one has not, or where the stream has ended.
+#[pyclass(frozen, module = "longshore._native")]
+pub struct Lines {
+    stream: Py<Stream>,
+    limit: usize,
+}
+
+#[pymethods]
+impl Lines {
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        self.stream.get().next_line(py, self.limit)
+    }
+}
+
 /// What a look at the input has found, without what it borrows.
 enum Found<'py> {
     Bytes(Bound<'py, PyBytes>),
@@ -118,6 +136,35 @@ impl Stream {
         attempt: impl FnOnce(&mut Input) -> Taken<'_>,
         explain: impl FnOnce(usize, bool) -> PyErr,
     ) -> PyResult<Bound<'py, PyAny>> {
+        match self.take_now(py, attempt, explain)? {
+            Some(piece) => Ok(piece.into_any()),
+            None => words::NEED_MORE.get(py).cloned(),
+        }
+    }
+
+    #[inline]
+    fn next_line<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let line = self.take_now(py, |input| input.take_line(limit), self.too_long(py, b"\n", limit))?;
+        Ok(line.filter(|line| !line.as_bytes().is_empty()))
+    }
+
+    fn too_long<'a>(
+        &'a self,
+        py: Python<'a>,
+        separator: &'a [u8],
+        limit: usize,
+    ) -> impl FnOnce(usize, bool) -> PyErr + 'a {
+        move |size, _| words::TOO_LONG.error(py, (&self.peer, size, PyBytes::new(py, separator), limit))
+    }
+
+    /// A piece, or nothing as long as it has not come.
+    #[inline]
+    fn take_now<'py>(
+        &self,
+        py: Python<'py>,
+        attempt: impl FnOnce(&mut Input) -> Taken<'_>,
+        explain: impl FnOnce(usize, bool) -> PyErr,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let found = self.with(py, |core| {
             let Some(stream) = core.engine.stream_mut(self.token) else { return Found::Closed };
             match attempt(&mut stream.input) {
@@ -130,8 +177,8 @@ impl Stream {
             }
         });
         match found {
-            Found::Bytes(piece) => Ok(piece.into_any()),
-            Found::NeedMore => words::NEED_MORE.get(py).cloned(),
+            Found::Bytes(piece) => Ok(Some(piece)),
+            Found::NeedMore => Ok(None),
             Found::TooLong(size) => Err(explain(size, true)),
             Found::Short(size) => Err(explain(size, false)),
             Found::Closed => Err(words::PEER_CLOSED.error(py, (&self.peer,))),
@@ -255,11 +302,12 @@ impl Stream {
 
     /// A line with its end; the rest at the end of the stream, then b"".
     fn take_line<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyAny>> {
-        self.take(
-            py,
-            |input| input.take_line(limit),
-            |size, _| words::TOO_LONG.error(py, (&self.peer, size, PyBytes::new(py, b"\n"), limit)),
-        )
+        self.take(py, |input| input.take_line(limit), self.too_long(py, b"\n", limit))
+    }
+
+    /// The lines that are there, each as `take_line` gives it.
+    fn lines(slf: Py<Self>, limit: usize) -> Lines {
+        Lines { stream: slf, limit }
     }
 
     /// A line with its end, or its first `size` bytes if it is longer.

@@ -4,12 +4,15 @@
 //! Python.  Classes are frozen; what they hold of Python is in cells that are reached under Python's lock.
 
 mod cell;
+mod datagrams;
 mod dispatch;
 mod input;
 mod reactor;
 mod reactor_methods;
+mod sender;
 mod stream;
 mod stream_methods;
+mod taking;
 mod timer;
 mod words;
 
@@ -33,12 +36,26 @@ fn shielded<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R
 /// The native reactor of Longshore; `longshore.reactor.native` is what makes it one.
 #[pymodule(gil_used = true)]
 mod _native {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
-    use super::input::Framing;
+    use super::datagrams::Datagrams;
+    #[pymodule_export]
+    use super::input::{Framing, Lines};
     #[pymodule_export]
     use super::reactor::Reactor;
     #[pymodule_export]
+    use super::sender::Origin;
+    #[pymodule_export]
     use super::stream::Stream;
     #[pymodule_export]
+    use super::taking::{Done, Taking, taking};
+    #[pymodule_export]
     use super::timer::Timer;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::taking::give_slot(module.py());
+        module.add("DONE", super::taking::Done)
+    }
 }

@@ -112,6 +112,13 @@ impl Reactor {
         }
     }
 
+    /// The same for whoever may need it where no Python may run: the system's clock is read only when asked.
+    #[inline]
+    pub fn clock(&self, py: Python<'_>) -> PyResult<impl FnOnce() -> f64 + use<>> {
+        let known = if self.clock.is_some() { Some(self.time(py)?) } else { None };
+        Ok(move || known.unwrap_or_else(monotonic))
+    }
+
     /// Reach the engine; `call` runs no Python.
     #[inline]
     pub fn with<R>(&self, py: Python<'_>, call: impl FnOnce(&mut Core) -> R) -> R {

@@ -253,7 +253,7 @@ impl Stream {
         if !me.reactor().on_thread() {
             return Ok(false);
         }
-        let now = me.reactor().time(py)?;
+        let now = me.reactor().clock(py)?;
         let (sent, dirty) = me.with(py, |core| {
             let bytes = data.as_bytes();
             let sent = core.engine.offer(me.token, bytes, now);
@@ -273,17 +273,18 @@ impl Stream {
         slf.get().wake(slf, false).map(drop)
     }
 
-    /// Call `waiter` no more.
+    /// Call `waiter` no more; what another one expects stays expected.
     fn unpark(&self, py: Python<'_>, waiter: Bound<'_, PyAny>) -> PyResult<()> {
         let (first, more, expecting) = self.own.with(py, |own| {
             (own.waiter.take(), std::mem::take(&mut own.more_waiters), std::mem::take(&mut own.expecting))
         });
-        if expecting {
-            self.want_input(py, false)?;
-        }
-        for parked in first.into_iter().chain(more) {
+        for (place, parked) in first.into_iter().chain(more).enumerate() {
+            let expects = expecting && place == 0;
             if !parked.bind(py).eq(&waiter)? {
                 self.park(py, parked)?;
+                self.own.with(py, |own| own.expecting |= expects);
+            } else if expects {
+                self.want_input(py, false)?;
             }
         }
         Ok(())
@@ -315,7 +316,7 @@ impl Stream {
     fn write(slf: &Bound<'_, Self>, data: &[u8]) -> PyResult<()> {
         let py = slf.py();
         let me = slf.get();
-        let now = me.reactor().time(py)?;
+        let now = me.reactor().clock(py)?;
         match me.with(py, |core| (core.engine.write(me.token, data, now), core.engine.dirty.is_empty())) {
             (Some(effects), true) => Self::apply(slf, effects),
             (Some(effects), false) => {

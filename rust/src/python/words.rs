@@ -1,6 +1,9 @@
 //! What Rust needs of Longshore's Python: the errors, in the words that both reactors use.
 
+use std::io;
+
 use pyo3::call::PyCallArgs;
+use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
@@ -57,3 +60,11 @@ pub static NO_FRAMING: Word = Word::new("no_framing");
 pub static NO_SEPARATOR: Word = Word::new("no_separator");
 /// A stream that the native reactor does not serve any more.
 pub static HAND_OVER: Word = Word::new("hand_over");
+
+/// What the system refuses, as Python's own calls of it would raise it.
+#[cold]
+pub fn refused(py: Python<'_>, error: &io::Error) -> PyErr {
+    let number = error.raw_os_error();
+    let text = py.import("os").and_then(|os| os.call_method1("strerror", (number,)));
+    PyOSError::new_err((number, text.map_or_else(|_| py.None(), Bound::unbind)))
+}

@@ -42,25 +42,27 @@ def serve(arguments: ServeArguments) -> int:
     handler = load_target(arguments.target)
     framing = load_framing(config.framing)
     from longshore.server import Server
-    from longshore.serving import serve_until_signalled
+    from longshore.serving import made_pool, serve_until_signalled
 
-    server = Server(
-        handler,
-        *(handover.listeners if handover else config.bind),
-        framing=framing,
-        strategy=config.strategy,
-        workers=config.workers,
-        limits=config.limits,
-        timeouts=config.timeouts,
-        tls=config.tls,
-    )
-    server.subscribe(_Printer(config))
-    if server.strategy_name == "processes":
-        # Its children are forked from the memory of this moment, and live longer than a start.
-        gc.enable()
-    if handover:
-        server.subscribe(handover.tell)
-    serve_until_signalled(server, interrupt=not handover)
+    with made_pool(config.pool) as pool:
+        server = Server(
+            handler,
+            *(handover.listeners if handover else config.bind),
+            framing=framing,
+            strategy=config.strategy,
+            workers=config.workers,
+            limits=config.limits,
+            timeouts=config.timeouts,
+            tls=config.tls,
+            pool=pool,
+        )
+        server.subscribe(_Printer(config))
+        if server.strategy_name == "processes":
+            # Its children are forked from the memory of this moment, and live longer than a start.
+            gc.enable()
+        if handover:
+            server.subscribe(handover.tell)
+        serve_until_signalled(server, interrupt=not handover)
     return 0
 
 

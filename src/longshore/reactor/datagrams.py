@@ -1,8 +1,11 @@
-"""Datagrams: whole messages with an address each way.
+"""Datagrams: whole messages with an address each way; the readable specification.
 
 The only place that knows the control messages of recvmsg(2): where a datagram was sent to (PKTINFO), so
 that a reply leaves from there, and whether it was cut short (MSG_TRUNC).  It has no sessions and no queue:
 what cannot be sent at once is given back to the sender as an error, as datagrams have no backpressure.
+
+The native twin (`rust/src/python/datagrams.rs`) takes and sends them by the batch: while it hands a batch over, answers
+wait for its end, and what the system refuses then is told to `send_failed`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from longshore.packets import Packets
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from longshore.reactor.portable import PortableReactor
 
 __all__ = ("DatagramOwner", "Datagrams")
@@ -32,11 +37,27 @@ _CONTROL = 128
 class DatagramOwner(Protocol):
     """Who gets the datagrams; all calls come on the reactor's thread."""
 
-    def received(self, data: bytes, address: Any, info: Any, *, truncated: bool) -> None:
-        """One datagram; `info` is given back to `send` to reply from the address it was sent to."""
+    def received(self, batch: list[bytes], address: Any, info: Any) -> None:
+        """Datagrams of one peer, in their order; `info` is given back to `send` to reply from the address asked.
+
+        Here it is always one.  The native twin gives all that stand in a row, or all of the peer's that have come if
+        that was asked for (`batches`).
+        """
+
+    def truncated(self, size: int, address: Any) -> None:
+        """A datagram was longer than the buffer; `size` bytes of it came, which nobody gets."""
 
     def receive_failed(self, error: OSError) -> None:
         """The kernel reported an error, as it does when an earlier reply found nobody (ICMP)."""
+
+    def send_failed(self, size: int, address: Any, error: OSError) -> None:
+        """A reply of `size` bytes that `send` had put off was refused."""
+
+    def peer(self, address: Any, info: Any) -> Any:
+        """What a handler that was given to `dispatch` sees of a sender."""
+
+    def failed(self, peer: Any, error: BaseException, size: int) -> None:
+        """That handler, or sending what it returned, raised an `Exception`; anything else leaves the reactor."""
 
 
 class Datagrams:
@@ -48,8 +69,24 @@ class Datagrams:
         self._owner = owner
         self._packets = Packets(sock)
         self._running = False
+        self._call: Callable[[bytes, Any], Any] | None = None
+        #: Datagrams that have come.
+        self.count = 0
         sock.setblocking(False)
         self.resume()
+
+    def dispatch(self, call: Callable[[bytes, Any], Any] | None = None, *, batches: bool = False) -> None:
+        """Hand each datagram to `call(data, peer)` and send what it returns; without one, all go to the owner.
+
+        `batches` says that the owner takes what has come of each peer at once, whatever came from others in between.
+        """
+        self._call = call
+
+    def keep(self) -> None:
+        """Say that something was left in the peer whose datagram is being handled.
+
+        The native twin gives one peer object again and again to a handler that keeps nothing of it.
+        """
 
     def pause(self) -> None:
         """Read nothing until `resume`; the kernel's buffer holds what comes, and drops what does not fit."""
@@ -95,8 +132,22 @@ class Datagrams:
             except OSError as error:
                 self._owner.receive_failed(error)
                 return
-            data = self._packets.payload(data)
-            self._owner.received(data, address, _reply_info(control), truncated=bool(flags & socket.MSG_TRUNC))
+            self.count += 1
+            data, info = self._packets.payload(data), _reply_info(control)
+            if flags & socket.MSG_TRUNC:
+                self._owner.truncated(len(data), address)
+            elif self._call is None:
+                self._owner.received([data], address, info)
+            else:
+                self._handle(self._call, data, self._owner.peer(address, info))
+
+    def _handle(self, call: Callable[[bytes, Any], Any], data: bytes, peer: Any) -> None:
+        try:
+            reply = call(data, peer)
+            if reply is not None:
+                peer.send(reply)
+        except Exception as error:
+            self._owner.failed(peer, error, len(data))
 
 
 def _reply_info(control: list[tuple[int, int, bytes]]) -> tuple[int, int, bytes] | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from longshore.config import Limits, Timeouts
     from longshore.reactor import Sink
+    from longshore.reactor.datagrams import DatagramOwner
 
 __all__ = (
     "NEED_MORE",
@@ -48,6 +49,8 @@ __all__ = (
 )
 
 _FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6, socket.AF_UNIX})
+#: Whether answers of one size to one peer go through the kernel as one (UDP_SEGMENT).
+SEGMENTS = True
 #: A limit that no stream reaches, so that sums with it stay numbers of the machine.
 _LARGEST = 1 << 62
 
@@ -59,6 +62,8 @@ class NativeStream(_native.Stream):
 
     #: Packets are the portable stream's.
     in_packets = False
+    taking = staticmethod(_native.taking)
+    DONE = _native.DONE
 
 
 class NativeReactor(_native.Reactor):
@@ -153,9 +158,14 @@ class NativeReactor(_native.Reactor):
             packets=packets,
         )
 
-    def datagrams(self, sock: socket.socket, receive: Any) -> Datagrams:
-        """Own `sock` as datagrams; see `Datagrams`."""
-        return Datagrams(self, sock, receive)  # type: ignore[arg-type]
+    def datagrams(self, sock: socket.socket, owner: DatagramOwner) -> Any:
+        """Own `sock` as datagrams: natively over IPv4, IPv6 and Unix sockets; see `Datagrams`."""
+        if sock.type != socket.SOCK_DGRAM or sock.family not in _FAMILIES:
+            return Datagrams(self, sock, owner)  # type: ignore[arg-type]
+        sock.setblocking(False)
+        datagrams = _native.Datagrams(self, sock, owner, SEGMENTS)
+        datagrams.resume()
+        return datagrams
 
     # -- for portable streams --------------------------------------------------------------------------
 

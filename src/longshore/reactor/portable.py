@@ -33,6 +33,8 @@ from longshore.reactor.stream import Stream
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from longshore.reactor.datagrams import DatagramOwner
+
 __all__ = ("PortableReactor",)
 
 
@@ -279,9 +281,9 @@ class PortableReactor:
         """Own `sock` as a stream; see `Stream`."""
         return Stream(self, sock, peer, **options)
 
-    def datagrams(self, sock: socket.socket, receive: Any) -> Datagrams:
+    def datagrams(self, sock: socket.socket, owner: DatagramOwner) -> Datagrams:
         """Own `sock` as datagrams; see `Datagrams`."""
-        return Datagrams(self, sock, receive)
+        return Datagrams(self, sock, owner)
 
     def close(self) -> None:
         """Give everything back; what was posted and not yet called is forgotten."""

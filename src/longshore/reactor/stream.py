@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.buffers import InputBuffer, PacketBuffer, closed, shut
 from longshore.errors import LongshoreError
+from longshore.framing import NEED_MORE
 from longshore.lifecycle import CONNECTION, Machine
 from longshore.limits import Watch, overdue
 from longshore.packets import Packets, send_packets
@@ -33,7 +34,7 @@ from longshore.reactor.waiters import Waiters
 from longshore.tls import Session, TLSError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Generator, Iterator
 
     from longshore.config import Limits, Timeouts
     from longshore.framing import Framing
@@ -52,8 +53,32 @@ COALESCE = 65_536
 LINGER_BYTES = 1 << 20
 
 
+async def taking(
+    wait: Callable[[float | None], Awaitable[None]],
+    timeout: float | None,
+    take: Callable[..., Any],
+    *args: Any,
+) -> Any:
+    """What `take(*args)` answers, once that is not `NEED_MORE`; `wait(timeout)` is awaited while it is."""
+    while (piece := take(*args)) is NEED_MORE:
+        await wait(timeout)
+    return piece
+
+
+class _Done:
+    """An awaitable with nothing to wait for; one serves all."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
 class Stream:
     """A stream socket owned by a reactor; every method belongs to the reactor's thread."""
+
+    #: For coroutines, which wait as their link does: to take input, and to have nothing to wait for.
+    taking = staticmethod(taking)
+    DONE = _Done()
 
     def __init__(
         self,
@@ -324,6 +349,8 @@ class Stream:
 
     def offer(self, data: bytes) -> bool:
         """Write, if that needs no waiting and nobody else's thread; False, and nothing done, where it takes more."""
+        if type(data) is not bytes:
+            return False
         fits = self.pending + len(data) <= self.limits.max_pending_bytes
         if self.state != "open" or self._write_ended or not fits or not self.reactor.on_thread:
             return False

@@ -25,6 +25,7 @@ class Waiters:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._parked: list[Callable[[], object]] = []
+        #: Whether the first of them waits for input.
         self._expecting = False
 
     def park(self, waiter: Callable[[], object]) -> None:
@@ -42,8 +43,9 @@ class Waiters:
         return True
 
     def unpark(self, waiter: Callable[[], object]) -> None:
-        """Call `waiter` no more."""
-        self._expected()
+        """Call `waiter` no more; what another one expects stays expected."""
+        if self._parked and self._parked[0] == waiter:
+            self._expected()
         if waiter in self._parked:
             self._parked.remove(waiter)
 

@@ -1,4 +1,4 @@
-"""Shared primitives: one name, one object, in every handler, worker and process that is joined to the same place.
+"""Shared primitives and the pool: one name, one object, for all who are joined to the same place.
 
 Methods are those of `threading`, `queue` and `dict`; each that may wait blocks a thread, parks a greenlet, and has a
 twin with an `a` in front to be awaited.  What a handler run, a thread or a task holds is released when it ends, or
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from longshore.shared.mapping import Counter as Counter
     from longshore.shared.mapping import Dict as Dict
     from longshore.shared.pipe import Pipe as Pipe
+    from longshore.shared.pool.executor import Pool as Pool
     from longshore.shared.queue import Delivery as Delivery
     from longshore.shared.queue import Queue as Queue
     from longshore.shared.signals import Barrier as Barrier
@@ -38,6 +39,7 @@ _HOME = {
     "lock": ("Lock", "RLock", "Semaphore"),
     "mapping": ("Counter", "Dict"),
     "pipe": ("Pipe",),
+    "pool.executor": ("Pool",),
     "queue": ("Delivery", "Queue"),
     "signals": ("Barrier", "Condition", "Event"),
     "starting": ("Broker", "start_broker"),

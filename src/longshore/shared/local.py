@@ -91,6 +91,10 @@ class _Channel:
         while True:
             try:
                 data = receive(_CHUNK)
+            except BlockingIOError:
+                # uvloop makes the descriptors that it watches non-blocking, for good.
+                self._until_readable()
+                continue
             except OSError as error:
                 raise self.lost(error) from error
             if not data:
@@ -106,6 +110,11 @@ class _Channel:
                 self._cut()
             if name in self._replies:
                 return self._replies.pop(name)
+
+    def _until_readable(self) -> None:
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        poll.poll()
 
     def start(self, done: Any, verb: int, key: bytes, holder: int, number: int, timeout: Any, fields: Any) -> int:
         """Have a verb done, and call `done` with what comes of it."""

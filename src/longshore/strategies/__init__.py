@@ -204,8 +204,8 @@ class Strategy(Protocol):
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
         """A session for a connection, to be begun once it is counted; `tls` is an `ssl.SSLContext` or None."""
 
-    def datagram(self, data: bytes, peer: str, reply: Callable[[bytes], None], address: Any) -> bool:
-        """Take a datagram; False if the strategy is full and it is dropped."""
+    def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
+        """Take a datagram of `reply`, a `peers.Peer`; False if the strategy is full and it is dropped."""
 
     def call(self, function: Callable[[], Any]) -> None:
         """Run a function of the user's in this strategy's manner (`Server.every`)."""

@@ -26,7 +26,7 @@ from longshore.strategies.streams import StreamSession, tls_version
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from longshore.config import Limits
     from longshore.handlers import MessageHandler
@@ -61,14 +61,16 @@ class _ServedLink(AsyncLink):
     def idled(self) -> None:
         self.session.link_idled()
 
-    async def input_came(self, timeout: float | None) -> None:
-        self._hungry += 1
-        try:
-            self.session.finish_if_quiet()
-        finally:
-            self._hungry -= 1
-        if not self.stream.input.ended:
-            await super().input_came(timeout)
+    def input_came(self, timeout: float | None) -> Awaitable[None]:  # type: ignore[override]  # it is only awaited
+        if self.session.connection.draining:
+            self._hungry += 1
+            try:
+                self.session.finish_if_quiet()
+            finally:
+                self._hungry -= 1
+            if self.stream.input.ended:
+                return self.stream.DONE
+        return super().input_came(timeout)
 
 
 class _AsyncSession(StreamSession):

@@ -6,12 +6,14 @@ The only place that knows which verbs those are on this side; what the serving p
 
 from __future__ import annotations
 
+import concurrent.futures
+import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 from longshore.errors import ConfigError, LongshoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ("forwarding",)
 
@@ -59,6 +61,11 @@ class _Forwarding:
         """The connections that are open now, as far as this process can do something with them."""
         return tuple(_Fellow(self, *each) for each in self._child.ask("connections"))
 
+    @property
+    def pool(self) -> _ForwardedPool | None:
+        """The serving process's pool: a child has none of its own."""
+        return None if self.__dict__.get("pool") is None else _ForwardedPool(self._child)
+
     def statistics(self) -> Any:
         """As `Server.statistics`."""
         return self._child.ask("statistics")
@@ -104,6 +111,28 @@ class _Forwarding:
     def every(self, seconds: float, function: Any) -> Any:
         """So does what is repeated."""
         raise _elsewhere("every()")
+
+
+class _ForwardedPool(concurrent.futures.Executor):
+    """The serving process's pool, as far as an executor goes; to cancel a task that runs ends the waiting only."""
+
+    def __init__(self, child: Asker) -> None:
+        self._child = child
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        """Have the serving process submit it, with its `timeout` if there is one."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def ask() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(self._child.ask("submit", fn, *args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=ask, name="longshore-pool-call", daemon=True).start()
+        return future
 
 
 def _elsewhere(what: str) -> LongshoreError:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from longshore.config import Limits
+    from longshore.reactor.stream import Stream
     from longshore.strategies import Host, Session
 
 __all__ = ("GreenLink", "GreenSession", "GreenStrategy", "Home", "Parking", "parking")
@@ -94,6 +95,11 @@ def _hub() -> greenlet.greenlet:
 
 class GreenLink(StreamLink):
     """A link whose waits park the greenlet; other threads wait as they do on any stream."""
+
+    def attach(self, stream: Stream) -> None:
+        """Stand on `stream`, and offer to it without a detour until some other thread has written."""
+        super().attach(stream)
+        self._shorten()
 
     def _wake(self) -> None:
         super()._wake()

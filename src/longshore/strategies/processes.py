@@ -273,6 +273,9 @@ class ProcessesStrategy:
         if verb != "ask":
             return
         number, name, positional, named = args
+        if name == "submit":
+            self._submit(child, number, positional, named)
+            return
         try:
             # In a call of the server's own, verbs that end it request and return.
             with self.host.calling():
@@ -281,6 +284,23 @@ class ProcessesStrategy:
             child.tell("answer", number, None, pack_error(error))
         else:
             child.tell("answer", number, answer, None)
+
+    def _submit(self, child: Child, number: int, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Give a task to the server's pool; the child hears when it is over."""
+
+        def over() -> None:
+            try:
+                child.tell("answer", number, future.result(0), None)
+            except BaseException as error:
+                child.tell("answer", number, None, pack_error(error))
+
+        try:
+            future = self.host.facade.pool.submit(*positional, **named)
+        except Exception as error:
+            child.tell("answer", number, None, pack_error(error))
+        else:
+            reactor = self.host.reactor
+            future.add_done_callback(lambda _: None if reactor.closed else reactor.post(over))
 
     def _answer(self, name: str, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
         facade = self.host.facade

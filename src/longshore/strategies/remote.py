@@ -90,6 +90,10 @@ class RemoteLink:
         if self._closed is not None:
             raise self._closed
 
+    def offer(self, data: Any) -> bool:
+        """Nothing: what goes to the child takes `write`."""
+        return False
+
     def write(self, data: bytes, timeout: float | None = None) -> None:
         """Give `data` to the child; above `max_pending_bytes` wait for room before, where the caller may wait."""
         self._check()

@@ -38,7 +38,20 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ("COPY", "DIED", "FORK", "FORKED", "KILL", "NOBODY", "REFUSED", "REPORT", "REQUEST", "descriptors", "launch")
+__all__ = (
+    "COPY",
+    "DIED",
+    "FORK",
+    "FORKED",
+    "KILL",
+    "NOBODY",
+    "REFUSED",
+    "REPORT",
+    "REQUEST",
+    "Spawner",
+    "descriptors",
+    "launch",
+)
 
 #: A request to a spawner: what, and a number: of the child to be, or the pid to kill.
 REQUEST = struct.Struct("=cq")

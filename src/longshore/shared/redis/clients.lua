@@ -28,6 +28,18 @@ local function take_all_out(client, ids)
     return found
 end
 
+-- What was sent to a client and it has not taken goes to others.
+local function undo(entry)
+    local letter, key, verb, number = entry[2], entry[4], tonumber(entry[6]), entry[8]
+    local kind = kinds[key:sub(1, 1)]
+    local head, rest = string.match(letter, '^([^\n]*)\n(.*)$')
+    local status, size = string.match(head, '^%d+ (%d+) %d+ ?(%d*)')
+    if kind.undone and tonumber(status) == OK then
+        size = tonumber(size) or 0
+        kind.undone(key, verb, number, rest:sub(1, size), rest:sub(size + 1))
+    end
+end
+
 local function leave(client)
     call('ZREM', P .. 'leases', client)
     take_all_out(client, call('HKEYS', P .. 'w:' .. client))
@@ -37,6 +49,10 @@ local function leave(client)
     end
     for _, key in ipairs(call('SMEMBERS', P .. 'g:' .. client)) do
         kinds[key:sub(1, 1)].gone(client, key)
+    end
+    local mail = call('XRANGE', P .. 'm:' .. client, '-', '+')
+    for i = #mail, 1, -1 do
+        undo(mail[i][2])
     end
     for _, holder in ipairs(holders) do
         call('DEL', P .. 'h:' .. client .. ':' .. holder)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.errors import BrokerLost, ClosedError, InternalError, LongshoreError
 from longshore.shared.places import Reply, Status
-from longshore.shared.redis.scripts import CLIENTS, Script
+from longshore.shared.redis.scripts import CLIENTS, MAIL, Script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -121,6 +121,7 @@ class Courier:
         self._waiting: dict[int, Errand] = {}
         self._late: list[tuple[float, int]] = []
         self._last_id = 0
+        self._last_letter = b"0"
         self._nudged = False
         self._ending = False
         self._redis: Any = server._module
@@ -304,13 +305,21 @@ class Courier:
 
     def _ask_for_mail(self) -> None:
         self._mail.send_packed_command(
-            self._mail.pack_command(b"BLMPOP", 0, 1, b"longshore:m:" + self.client, b"LEFT", b"COUNT", _MAIL), False
+            self._mail.pack_command(
+                *(b"XREAD", b"COUNT", _MAIL, b"BLOCK", 0, b"STREAMS", b"longshore:m:" + self.client, self._last_letter)
+            ),
+            False,
         )
 
     def _fetch_mail(self) -> None:
-        found = self._mail.read_response(disable_decoding=True)
-        for letter in found[1] if found else ():
-            head, _, rest = letter.partition(b"\n")
+        """Take what has come.  The server hears of it first: what it has not heard of goes to others, if we die."""
+        ((_, letters),) = self._mail.read_response(disable_decoding=True)
+        self._last_letter = letters[-1][0]
+        status, _ = self._run_script(MAIL, b"", 0, self._last_letter)
+        if status == _LOST:
+            raise self._no_lease()
+        for _, letter in letters:
+            head, _, rest = letter[1].partition(b"\n")
             id, status, number, *sizes = map(int, head.split())
             fields, at = [], 0
             for size in sizes:

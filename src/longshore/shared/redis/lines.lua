@@ -14,7 +14,7 @@
 -- longshore:h:CLIENT:HOLDER  what a holder has: keys, and `w` with the ids of its requests that wait
 -- longshore:c:CLIENT   the holders of a client that have anything
 -- longshore:g:CLIENT   the keys of objects that must hear of the end of the client
--- longshore:m:CLIENT   the mailbox
+-- longshore:m:CLIENT   the mailbox, a stream: what its client has not said to have taken is undone when it goes
 
 local P = 'longshore:'
 local call = redis.call
@@ -97,7 +97,8 @@ local function reply(r, status, number, ...)
     for i = 1, #parts do
         head[#head + 1] = #parts[i]
     end
-    call('RPUSH', P .. 'm:' .. r.client, table.concat(head, ' ') .. '\n' .. table.concat(parts))
+    call('XADD', P .. 'm:' .. r.client, '*', 'v', table.concat(head, ' ') .. '\n' .. table.concat(parts),
+        'key', r.key, 'verb', r.verb, 'number', r.number)
 end
 
 local function enter(r, line)

@@ -129,6 +129,16 @@ function condition.left(r, status)
     end
 end
 
+-- One who was notified, and got the lock, but is gone before he knew.
+function condition.undone(key, verb, _, _, outcome)
+    if verb == 20 and outcome == '1' then
+        notify(key, 1)
+        if not get(key, 'owner') then
+            free(key)
+        end
+    end
+end
+
 kinds.C = condition
 
 -- A semaphore keeps its free slots in `free`, and how many each holder has under `h` and its name.

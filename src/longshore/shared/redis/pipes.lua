@@ -107,10 +107,20 @@ pipe[93] = function(r) -- TAKE_MESSAGE
     end
 end
 
+local function unsend(side, key, message)
+    call('LPUSH', inbox(side, key), message)
+    grow(key, 'size' .. side, #message)
+    pump_pipe(tonumber(side), key)
+end
+
 pipe[94] = function(r) -- UNSEND
-    call('LPUSH', inbox(r.number, r.key), r.field)
-    grow(r.key, 'size' .. r.number, #r.field)
-    pump_pipe(tonumber(r.number), r.key)
+    unsend(r.number, r.key, r.field)
+end
+
+function pipe.undone(key, verb, number, message)
+    if verb == 93 then
+        unsend(number, key, message)
+    end
 end
 
 pipe[95] = function(r) -- POLL

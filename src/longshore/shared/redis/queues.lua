@@ -198,4 +198,12 @@ function queue.released(client, holder, key)
     pump(key)
 end
 
+-- What was sent to one who is gone, and whom nobody asks for an acknowledgement.
+function queue.undone(key, verb, number, item, count)
+    if verb == 51 and number == '0' then
+        back(key, item, count)
+        pump(key)
+    end
+end
+
 kinds.Q = queue

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from longshore.shared.places import Verb
 
-__all__ = ("CLIENTS", "Script", "script_of")
+__all__ = ("CLIENTS", "MAIL", "Script", "script_of")
 
 _FAMILIES = {"locks": "LRSC", "signals": "EB", "queues": "Q", "pipes": "P", "topics": "T", "values": "DN"}
 #: A server without memory refuses these as a whole, before anything is done; all others give back, or need little.
@@ -37,6 +37,9 @@ _SCRIPTS = {
 }
 #: Who joins, renews its lease, ends a holder, cancels, or leaves.
 CLIENTS = Script("#!lua flags=allow-oom", "lines", *_FAMILIES, "clients")
+
+#: Who has taken his mail.
+MAIL = Script("#!lua flags=allow-oom", "lines", "mail")
 
 
 def script_of(verb: int, key: bytes) -> Script:

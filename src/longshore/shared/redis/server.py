@@ -18,6 +18,8 @@ __all__ = ("LEASE", "RedisServer")
 
 #: Seconds for which a process that does not renew it keeps what it holds.
 LEASE = 10.0
+#: Seconds of silence after which a server that was asked something is taken for gone.
+_SILENCE = 5.0
 #: Seconds that connecting may take.
 _CONNECTING = 5.0
 #: The first version with BLMPOP, and with scripts that say what they need of memory.
@@ -49,8 +51,6 @@ class RedisServer:
         options = dict(parse_qsl(parts.query))
         self.lease = self._number(options, "lease", LEASE, 0.5)
         self.max_item = int(self._number(options, "max_item", MAX_ITEM, 1))
-        #: Seconds of silence after which a server that was asked something is taken for gone.
-        self.silence = self.lease / 2
         file = options.get("password_file")
         rest = {name: value for name, value in options.items() if name not in _OPTIONS}
         try:
@@ -66,7 +66,7 @@ class RedisServer:
                 raise ConfigError(f"{self.url}: the password cannot be read: {error}") from error
         self._make = settings.pop("connection_class", self._module.Connection)
         self._settings = {
-            "socket_timeout": self.silence,
+            "socket_timeout": _SILENCE,
             "socket_connect_timeout": _CONNECTING,
             "socket_keepalive": True,
             **settings,

@@ -1,0 +1,261 @@
+//! Taking input in a coroutine: the native twin of `longshore.reactor.stream.taking`.
+//!
+//! What has come already is taken without a frame, a generator or an exception; where it has not, the coroutine that
+//! waits is the link's, in Python.  Nothing native is on the stack while a task waits.
+
+use std::ptr;
+
+use pyo3::exceptions::{PyRuntimeError, PyStopIteration};
+use pyo3::ffi;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::type_object::PyTypeInfo;
+use pyo3::types::PyTuple;
+
+use super::cell::GilCell;
+use super::{shielded, words};
+
+/// What is awaited once it has begun.
+enum Stage {
+    /// To be tried at the next step.
+    Attempt,
+    /// A wait of the link's, which is through when this is.
+    Waiting(Py<PyAny>),
+    /// It has been awaited.
+    Over,
+}
+
+/// What a step has led to.
+enum Step<'py> {
+    /// It waits; the loop gets this.
+    Next(Bound<'py, PyAny>),
+    /// It is through.
+    Return(Bound<'py, PyAny>),
+}
+
+impl<'py> Step<'py> {
+    /// A step of `iterator`, which gets `sent`.
+    fn of(iterator: &Bound<'py, PyAny>, sent: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let py = iterator.py();
+        let mut answer = ptr::null_mut();
+        // SAFETY: both objects live during the call, and the answer is a new reference unless it is an error.
+        let kind = unsafe { ffi::PyIter_Send(iterator.as_ptr(), sent.as_ptr(), &raw mut answer) };
+        // SAFETY: as above.
+        let answer = unsafe { Bound::from_owned_ptr_or_err(py, answer) }?;
+        Ok(if kind == ffi::PySendResult::PYGEN_NEXT { Step::Next(answer) } else { Step::Return(answer) })
+    }
+}
+
+/// A coroutine that takes something: `take(first, second)` until that is not `NEED_MORE`.
+#[pyclass(frozen, module = "longshore._native")]
+pub struct Taking {
+    wait: Py<PyAny>,
+    timeout: Option<Py<PyAny>>,
+    take: Py<PyAny>,
+    first: Option<Py<PyAny>>,
+    second: Option<Py<PyAny>>,
+    stage: GilCell<Stage>,
+}
+
+/// An awaitable with nothing to wait for; one serves all.
+#[pyclass(frozen, module = "longshore._native")]
+pub struct Done;
+
+#[pymethods]
+impl Done {
+    fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__(&self) -> Option<()> {
+        None
+    }
+}
+
+/// What `take(first, second)` answers, once that is not `NEED_MORE`; `wait(timeout)` is awaited while it is.
+#[pyfunction]
+#[pyo3(signature = (wait, timeout, take, first = None, second = None))]
+pub fn taking(
+    wait: Py<PyAny>,
+    timeout: Option<Py<PyAny>>,
+    take: Py<PyAny>,
+    first: Option<Py<PyAny>>,
+    second: Option<Py<PyAny>>,
+) -> Taking {
+    Taking { wait, timeout, take, first, second, stage: GilCell::new(Stage::Attempt) }
+}
+
+impl Taking {
+    fn attempt<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let take = self.take.bind(py);
+        match (&self.first, &self.second) {
+            (None, _) => take.call0(),
+            (Some(first), None) => take.call1((first,)),
+            (Some(first), Some(second)) => take.call1((first, second)),
+        }
+    }
+
+    fn set(&self, py: Python<'_>, stage: Stage) {
+        let _before = self.stage.with(py, |now| std::mem::replace(now, stage));
+    }
+
+    /// Go on until it waits or is through; `sent` goes to the wait.
+    fn go_on<'py>(&self, py: Python<'py>, sent: &Bound<'py, PyAny>) -> PyResult<Step<'py>> {
+        let waiting = self.stage.with(py, |stage| match stage {
+            Stage::Attempt => Ok(None),
+            Stage::Waiting(waiting) => Ok(Some(waiting.clone_ref(py))),
+            Stage::Over => Err(()),
+        });
+        let mut waiting = waiting.map_err(|()| PyRuntimeError::new_err("cannot reuse already awaited coroutine"))?;
+        let outcome = loop {
+            if let Some(waiting) = waiting.take() {
+                match Step::of(waiting.bind(py), sent) {
+                    Ok(Step::Next(value)) => return Ok(Step::Next(value)),
+                    Ok(Step::Return(_)) => {}
+                    Err(error) => break Err(error),
+                }
+            }
+            let begun = match self.attempt(py) {
+                Ok(piece) if !words::NEED_MORE.get(py)?.is(&piece) => break Ok(Step::Return(piece)),
+                Ok(_) => self.begin_to_wait(py),
+                Err(error) => break Err(error),
+            };
+            match begun {
+                Ok(iterator) => {
+                    self.set(py, Stage::Waiting(iterator.clone_ref(py)));
+                    waiting = Some(iterator);
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        self.set(py, Stage::Over);
+        outcome
+    }
+
+    fn begin_to_wait(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let awaitable = self.wait.bind(py).call1((&self.timeout,))?;
+        // SAFETY: it looks at the type of an object that lives.
+        if unsafe { ffi::PyCoro_CheckExact(awaitable.as_ptr()) } != 0 {
+            return Ok(awaitable.unbind());
+        }
+        Ok(awaitable.call_method0(intern!(py, "__await__"))?.unbind())
+    }
+}
+
+#[pymethods]
+impl Taking {
+    fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.send(py, &py.None().into_bound(py))
+    }
+
+    /// As a coroutine's.
+    fn send<'py>(&self, py: Python<'py>, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        match self.go_on(py, value)? {
+            Step::Next(value) => Ok(value),
+            Step::Return(value) => Err(PyStopIteration::new_err((value.unbind(),))),
+        }
+    }
+
+    /// As a coroutine's: into the wait, if there is one.
+    #[pyo3(signature = (*error))]
+    fn throw<'py>(&self, py: Python<'py>, error: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+        let waiting = self.stage.with(py, |stage| match stage {
+            Stage::Waiting(waiting) => Some(waiting.clone_ref(py)),
+            _ => None,
+        });
+        let Some(waiting) = waiting else {
+            self.set(py, Stage::Over);
+            return Err(thrown(error)?);
+        };
+        match waiting.bind(py).call_method1(intern!(py, "throw"), error) {
+            Ok(value) => Ok(value),
+            Err(ended) if ended.is_instance_of::<PyStopIteration>(py) => {
+                // The wait took it for its end.
+                self.set(py, Stage::Attempt);
+                self.send(py, &py.None().into_bound(py))
+            }
+            Err(error) => {
+                self.set(py, Stage::Over);
+                Err(error)
+            }
+        }
+    }
+
+    /// As a coroutine's.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let before = self.stage.with(py, |now| std::mem::replace(now, Stage::Over));
+        match before {
+            Stage::Waiting(waiting) => waiting.bind(py).call_method0(intern!(py, "close")).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.wait)?;
+        visit.call(&self.take)?;
+        self.stage
+            .visit(|stage| if let Stage::Waiting(waiting) = stage { visit.call(waiting) } else { Ok(()) })
+            .unwrap_or(Ok(()))
+    }
+}
+
+/// The exception that the arguments of `throw` stand for.
+fn thrown(error: &Bound<'_, PyTuple>) -> PyResult<PyErr> {
+    let first = error.get_item(0)?;
+    match error.get_item(1) {
+        Ok(value) if !value.is_none() => Ok(PyErr::from_value(value)),
+        _ => Ok(PyErr::from_value(first)),
+    }
+}
+
+/// Let interpreters take the answer of a step as it is: without this slot, each would be an exception.
+pub fn give_slot(py: Python<'_>) {
+    let kind = Taking::type_object_raw(py);
+    // SAFETY: the type is ours and was just made; types on the heap have their own table of async slots, and this one
+    // has `__await__` in it.
+    unsafe {
+        if let Some(slots) = (*kind).tp_as_async.as_mut() {
+            slots.am_send = Some(send);
+        }
+    }
+}
+
+/// `Taking.send` as the slot that `await` calls.
+unsafe extern "C" fn send(
+    taking: *mut ffi::PyObject,
+    sent: *mut ffi::PyObject,
+    result: *mut *mut ffi::PyObject,
+) -> ffi::PySendResult {
+    Python::attach(|py| {
+        // SAFETY: the interpreter lends both objects for the call.
+        let (taking, sent) = unsafe { (Bound::from_borrowed_ptr(py, taking), Bound::from_borrowed_ptr(py, sent)) };
+        let outcome = shielded(py, || {
+            let taking = taking.cast::<Taking>()?;
+            taking.get().go_on(py, &sent)
+        });
+        let (answer, kind) = match outcome {
+            Ok(Step::Next(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
+            Ok(Step::Return(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
+            Err(error) => {
+                error.restore(py);
+                (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
+            }
+        };
+        // SAFETY: the interpreter gives a place for the answer.
+        unsafe { *result = answer };
+        kind
+    })
+}

@@ -1,0 +1,300 @@
+"""What dies, and what the others see: holders, waiters, the broker, its owner; and who is not let in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import queue
+import random
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from longshore import shared
+from longshore.errors import BrokerLost, LimitExceeded
+from longshore.shared.wire import HELLO, encode_request
+
+pytestmark = pytest.mark.slow
+
+
+@contextlib.contextmanager
+def broker(**options):
+    """A broker that this process is joined to."""
+    shared.leave()
+    with shared.start_broker(**options) as made:
+        shared.join(made.url)
+        try:
+            yield made
+        finally:
+            shared.leave()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, also if nobody has asked for its status yet."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(true, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come to that"
+        threading.Event().wait(0.005)
+
+
+def test_a_killed_holder_lets_go_at_once_and_the_next_one_knows(place, program):
+    holder = program("l = shared.Lock('l'); l.acquire(); print(l.fence, flush=True); time.sleep(60)")
+    fence = int(holder.stdout.readline())
+    lock = shared.Lock("l")
+    assert not lock.acquire(timeout=0)
+    holder.kill()
+    assert lock.acquire(timeout=5)
+    assert lock.recovered
+    assert lock.fence > fence
+
+
+def test_slots_and_deliveries_of_a_killed_process_come_back(place, program):
+    shared.Queue("q").put("job")
+    holder = program(
+        "s = shared.Semaphore('s', 2); s.acquire(); s.acquire(); d = shared.Queue('q').get(ack=True)\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    holder.stdout.readline()
+    semaphore = shared.Semaphore("s", 2)
+    assert not semaphore.acquire(timeout=0)
+    holder.kill()
+    assert semaphore.acquire(timeout=5)
+    assert semaphore.acquire(timeout=5)
+    delivery = shared.Queue("q").get(timeout=5, ack=True)
+    assert (delivery.value, delivery.redelivered) == ("job", 1)
+
+
+def test_a_socket_that_a_child_has_inherited_does_not_keep_the_lock_of_a_dead_parent(place, program):
+    parent = program(
+        "l = shared.Lock('l'); l.acquire()\n"
+        "if os.fork() == 0: print(os.getpid(), flush=True); time.sleep(30); os._exit(0)\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    child = int(sorted(parent.stdout.readline() for _ in range(2))[0])
+    try:
+        parent.kill()
+        assert shared.Lock("l").acquire(timeout=5)
+        assert not gone(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("what", ["lock", "queue", "event", "condition", "semaphore"])
+def test_a_killed_waiter_swallows_nothing(place, program, what):
+    waits = {
+        "lock": "shared.Lock('x').acquire()",
+        "queue": "shared.Queue('x').get()",
+        "event": "shared.Event('x').wait()",
+        "condition": "c = shared.Condition('x'); c.acquire(); shared.Queue('r').put(1); c.wait()",
+        "semaphore": "shared.Semaphore('x', 1).acquire()",
+    }
+    if what == "lock":
+        shared.Lock("x").acquire()
+    elif what == "semaphore":
+        shared.Semaphore("x", 1).acquire()
+    waiter = program(f"print('ready', flush=True)\n{waits[what]}")
+    waiter.stdout.readline()
+    if what == "condition":
+        shared.Queue("r").get(timeout=5)
+    waiter.kill()
+    waiter.wait()
+    if what == "lock":
+        shared.Lock("x").release()
+        assert shared.Lock("x").acquire(timeout=5)
+    elif what == "queue":
+        shared.Queue("x").put("kept")
+        assert shared.Queue("x").get(timeout=5) == "kept"
+    elif what == "semaphore":
+        shared.Semaphore("x", 1).release()
+        assert shared.Semaphore("x", 1).acquire(timeout=5)
+    elif what == "condition":
+        woken = queue.Queue()
+
+        def sleep():
+            with shared.Condition("x") as condition:
+                shared.Queue("r").put(1)
+                woken.put(condition.wait(10))
+
+        threading.Thread(target=sleep, daemon=True).start()
+        shared.Queue("r").get(timeout=5)
+        with shared.Condition("x") as condition:
+            condition.notify()
+        assert woken.get(timeout=5) is True
+    else:
+        shared.Event("x").set()
+        assert shared.Event("x").wait(5)
+
+
+def test_everybody_who_waits_hears_within_a_second_that_the_broker_is_gone():
+    with broker() as made:
+        heard = queue.Queue()
+
+        def wait(function, *args):
+            try:
+                function(*args)
+            except BrokerLost:
+                heard.put(time.monotonic())
+
+        waits = [shared.Queue("q").get, shared.Event("e").wait, shared.Barrier("b", 2).wait]
+        threads = [threading.Thread(target=wait, args=(function,), daemon=True) for function in waits]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: shared.Barrier("b", 2).n_waiting == 1)
+        os.kill(made.pid, signal.SIGKILL)
+        began = time.monotonic()
+        assert all(heard.get(timeout=5) - began < 1 for _ in threads)
+        with pytest.raises(BrokerLost, match="gone"):
+            shared.Counter("c").add()
+        with pytest.raises(BrokerLost):
+            shared.Queue("q").qsize()
+
+
+def test_fences_rise_over_a_restart_and_old_handles_work_after_joining_again():
+    with broker() as made:
+        lock = shared.Lock("l")
+        lock.acquire()
+        fence = lock.fence
+        shared.Semaphore("s", 2).acquire()
+        os.kill(made.pid, signal.SIGKILL)
+        made.release()
+        with shared.start_broker(str(made.directory)) as again:
+            with pytest.raises(BrokerLost):
+                lock.acquire(timeout=0)
+            shared.join(again.url)
+            assert lock.acquire(timeout=5)
+            assert lock.fence > fence
+            assert shared.Semaphore("s", 2).free == 2
+
+
+def test_a_program_starts_its_own_broker_which_ends_with_it_however_it_ends():
+    code = "from longshore import shared; shared.Counter('c').add(); print(shared.address(), flush=True); input()"
+    environment = {name: value for name, value in os.environ.items() if name != "LONGSHORE_SHARED"}
+    for end in ("exit", "kill"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        directory = pathlib.Path(process.stdout.readline().strip().removeprefix("local://")).parent
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        assert stat.S_IMODE((directory / "key").stat().st_mode) == 0o600
+        assert (directory / "key").read_text() not in str(environment)
+        if end == "kill":
+            process.kill()
+        process.communicate("\n" if end == "exit" else None, timeout=10)
+        wait_until(lambda directory=directory: not directory.exists())
+
+
+def test_a_child_joins_by_the_environment_and_by_fork(place, program):
+    child = program("print(shared.Counter('c').add(), flush=True)")
+    assert child.stdout.readline() == "1\n"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            shared.Counter("c").add()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert shared.Counter("c").value == 2
+
+
+def test_who_does_not_know_the_key_gets_no_byte_and_is_logged(capfd):
+    with broker() as made, socket.socket(socket.AF_UNIX) as stranger:
+        stranger.settimeout(5)
+        stranger.connect(str(made.directory / "socket"))
+        stranger.sendall(encode_request(HELLO, 1, b"wrong", 0, 0, 0, ()))
+        with contextlib.suppress(ConnectionResetError):
+            assert stranger.recv(100) == b""
+        assert shared.Counter("c").add() == 1
+        wait_until(lambda: "does not know the key" in capfd.readouterr().err)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_user_gets_no_byte_and_is_logged(capfd):
+    with broker() as made:
+        made.directory.chmod(0o755)
+        (made.directory / "socket").chmod(0o777)
+        pid = os.fork()
+        if pid == 0:
+            verdict = 1
+            try:
+                os.setgid(65534)
+                os.setuid(65534)
+                stranger = socket.socket(socket.AF_UNIX)
+                stranger.settimeout(5)
+                stranger.connect(str(made.directory / "socket"))
+                try:
+                    verdict = 0 if stranger.recv(100) == b"" else 2
+                except ConnectionResetError:
+                    verdict = 0
+            finally:
+                os._exit(verdict)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        wait_until(lambda: "of user 65534" in capfd.readouterr().err)
+
+
+def test_garbage_from_one_client_harms_no_other():
+    with broker() as made, socket.socket(socket.AF_UNIX) as noisy:
+        noisy.settimeout(5)
+        noisy.connect(str(made.directory / "socket"))
+        noisy.sendall(encode_request(HELLO, 1, (made.directory / "key").read_bytes(), 0, 0, 0, ()))
+        noisy.recv(1000)
+        noisy.sendall((40).to_bytes(4, "little") + random.Random(1).randbytes(40))
+        noisy.sendall((3).to_bytes(4, "little") + b"abc")
+        with contextlib.suppress(ConnectionResetError):
+            while noisy.recv(1000):
+                pass
+        assert shared.Counter("c").add() == 1
+
+
+def test_an_item_over_the_limit_is_refused_by_its_name():
+    with broker(max_item=1000):
+        with pytest.raises(LimitExceeded, match="max_item=1000"):
+            shared.Queue("q").put(b"x" * 2000)
+        shared.Queue("q").put(b"x" * 900)
+
+
+def test_a_large_item_goes_through(place):
+    shared.Queue("q").put(b"x" * (12 << 20))
+    assert len(shared.Queue("q").get(timeout=10)) == 12 << 20
+
+
+def test_holders_killed_at_random_points_never_strand_the_others(place, program):
+    rounds = 4
+    for seed in range(rounds):
+        workers = [
+            program(
+                "l, q, d = shared.Lock('l'), shared.Queue('q'), shared.Dict('d')\n"
+                "print('ready', flush=True)\n"
+                "while True:\n"
+                "    delivery = q.get(ack=True)\n"
+                "    with l: d[delivery.value] = l.fence\n"
+                "    delivery.ack()\n"
+            )
+            for _ in range(3)
+        ]
+        for worker in workers:
+            worker.stdout.readline()
+        jobs = [f"{seed}-{number}" for number in range(200)]
+        for job in jobs:
+            shared.Queue("q").put(job)
+        time_to_die = random.Random(seed).random() * 0.05
+        threading.Event().wait(time_to_die)
+        for worker in workers[:2]:
+            worker.kill()
+        assert shared.Queue("q").join(timeout=10)
+        assert set(jobs) <= set(shared.Dict("d"))
+        workers[2].kill()
+        workers[2].wait()

@@ -1,0 +1,138 @@
+"""Holders, waiters and brokers of the shared primitives, killed at random points, round after round.
+
+`make stress` runs it; `LONGSHORE_ROUNDS` says how many rounds.  A round that fails names its seed.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from longshore import shared
+from longshore.errors import BrokerLost
+
+ROUNDS = int(os.environ.get("LONGSHORE_ROUNDS", "1000"))
+
+WORKER = """
+import os, sys, time
+from longshore import shared
+lock, log, work = shared.Lock("lock"), shared.Dict("log"), shared.Queue("work")
+slots, inside = shared.Semaphore("slots", 2), shared.Counter("inside")
+condition, event = shared.Condition("condition"), shared.Event("event")
+print("ready", flush=True)
+while True:
+    delivery = work.get(ack=True)
+    with lock:
+        fence = lock.fence
+        if log.get("fence", 0) > fence:
+            log["broken"] = f"fence {fence} after {log['fence']}"
+        log["fence"] = fence
+        log["owner"] = os.getpid()
+        if log["owner"] != os.getpid():
+            log["broken"] = "two holders"
+    with slots:
+        log[delivery.value] = os.getpid()
+    with condition:
+        condition.wait(timeout=0.001)
+        condition.notify()
+    event.wait(timeout=0.0005)
+    delivery.ack()
+"""
+
+
+def start() -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process.stdout.readline()
+    return process
+
+
+def end(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.fixture
+def joined():
+    shared.leave()
+    with shared.start_broker() as broker:
+        shared.join(broker.url)
+        yield broker
+        shared.leave()
+
+
+def test_workers_killed_at_random_points_strand_nobody_and_lose_nothing(joined):
+    log, work = shared.Dict("log"), shared.Queue("work")
+    workers = [start() for _ in range(3)]
+    try:
+        for seed in range(ROUNDS):
+            rng = random.Random(seed)
+            jobs = [f"{seed}-{number}" for number in range(5)]
+            for job in jobs:
+                work.put(job)
+            time.sleep(rng.random() * 0.02)
+            end(workers.pop(rng.randrange(len(workers))))
+            assert work.join(timeout=20), f"round {seed}: stranded with {work.qsize()} left"
+            assert all(log.delete(job) for job in jobs), f"round {seed}: a job was lost"
+            assert "broken" not in log, f"round {seed}: {log['broken']}"
+            assert shared.Lock("lock").acquire(timeout=5), f"round {seed}"
+            shared.Lock("lock").release()
+            workers.append(start())
+    finally:
+        for worker in workers:
+            end(worker)
+
+
+def wait(function, heard: list[float]) -> None:
+    """Wait again and again, until the broker is gone."""
+    while True:
+        try:
+            function(timeout=0.002)
+        except BrokerLost:
+            heard.append(time.monotonic())
+            return
+        except queue.Empty:
+            pass
+
+
+def test_a_killed_broker_is_heard_of_by_all_who_wait_and_fences_rise_over_it():
+    shared.leave()
+    fence = 0
+    directory = None
+    broker = shared.start_broker()
+    try:
+        for seed in range(max(1, ROUNDS // 10)):
+            rng = random.Random(seed)
+            shared.join(broker.url)
+            lock = shared.Lock("lock")
+            assert lock.acquire(timeout=5)
+            assert lock.fence > fence, f"round {seed}: fence {lock.fence} after {fence}"
+            fence = lock.fence
+            heard: list[float] = []
+            waits = [shared.Queue("q").get, shared.Event("e").wait, shared.Semaphore("s", 0).acquire]
+            threads = [threading.Thread(target=wait, args=(function, heard)) for function in waits]
+            for thread in threads:
+                thread.start()
+            time.sleep(rng.random() * 0.02)
+            os.kill(broker.pid, signal.SIGKILL)
+            killed = time.monotonic()
+            for thread in threads:
+                thread.join(5)
+                assert not thread.is_alive(), f"round {seed}: a waiter is stranded"
+            assert all(when - killed < 1 for when in heard), f"round {seed}"
+            directory = str(broker.directory)
+            broker.release()
+            broker = shared.start_broker(directory)
+            with pytest.raises(BrokerLost):
+                shared.Counter("c").add()
+    finally:
+        shared.leave()
+        broker.stop()
