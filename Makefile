@@ -124,6 +124,8 @@ $(BENCH_STAMP): $(BENCH_LOCK) $(STAMP)
 .PHONY: bench
 bench: $(BENCH_STAMP) ## Measure Longshore beside its peers (QUICK=1, CHECK=1, ONLY=scenario,scenario)
 	@$(BENCH) run $(if $(QUICK),--quick) $(if $(CHECK),--check) $(if $(ONLY),--only $(ONLY))
+	@$(if $(ONLY),:,$(BENCH).pool $(if $(QUICK),--quick) $(if $(CHECK),--check))
+	@$(if $(ONLY),:,$(BENCH).shared $(if $(QUICK),--quick) $(if $(CHECK),--check))
 
 .PHONY: soak
 soak: $(BENCH_STAMP) ## A million connections and ten million messages: does memory grow? (QUICK=1)

@@ -7,17 +7,24 @@ there is none, and hands the others to the strategy.  It begins and ends nothing
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import format_peer
 from longshore.errors import LongshoreError
 from longshore.events import AcceptFailed, ConnectionRejected, LimitNear, LimitsAdjusted
 from longshore.limits import Gate
+from longshore.networks import Networks, packed
+from longshore.policy import Policy, Sparing
+from longshore.prologue import Prologue, Suspected
 
 if TYPE_CHECKING:
-    from longshore.config import Limits
+    from longshore.config import Limits, Proxy
     from longshore.listeners import Listener
+    from longshore.networks import Who
+    from longshore.proxy import Header
     from longshore.reactor.acceptor import Acceptor
     from longshore.strategies import Host, Session, Strategy
 
@@ -27,6 +34,7 @@ __all__ = ("Admission",)
 SPARE_DESCRIPTORS = 64
 #: Seconds until a full server whose connections were all busy looks again for an idle one to evict.
 EVICT_AGAIN = 0.05
+_UNIX = getattr(socket, "AF_UNIX", None)
 #: Strategies with a bound of their own that users set: its name in `Limits`.
 _BOUNDS = {"threads": "max_threads", "processes": "max_processes"}
 
@@ -34,8 +42,14 @@ _BOUNDS = {"threads": "max_threads", "processes": "max_processes"}
 class Admission:
     """The gates of one server and what has passed them."""
 
-    def __init__(self, host: Host, strategy_name: str) -> None:
+    def __init__(self, host: Host, strategy_name: str, proxy: Proxy | None = None) -> None:
         self._host = host
+        self._proxy = proxy
+        self._trusted = Networks(() if proxy is None else proxy.trusted, "Proxy.trusted")
+        #: Who may come at all, how many of each, and how fast.
+        self.policy = Policy(host.limits, self._near)
+        self._refusals = Sparing()
+        self._telling: Any = None
         #: Everything that is at work.
         self.sessions: set[Session] = set()
         self.accepted = 0
@@ -84,6 +98,7 @@ class Admission:
 
     def reconfigure(self, limits: Limits) -> None:
         """Count by other limits."""
+        self.policy.reconfigure(limits)
         self._places.maximum = limits.max_connections
         self._handshakes.maximum = limits.max_handshakes
         if self._doors:
@@ -138,9 +153,13 @@ class Admission:
         self.received += received
         self.sent += sent
         self.messages += 0 if session.connection is None else session.connection.messages
-        self._places.leave()
+        self._leave_place(session.who)
         self._room()
         return True
+
+    def _leave_place(self, who: Who) -> None:
+        self._places.leave()
+        self.policy.leave(who)
 
     def take_place(self) -> bool:
         """Take a place of the strategy's own bound; False if there is none."""
@@ -200,24 +219,59 @@ class Admission:
 
     def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Take an accepted connection, or turn it away."""
-        peer = format_peer(listener.socket.family, address)
-        limit = self._take_places(listener)
+        family = listener.socket.family
+        peer, who = format_peer(family, address), _who(family, sock, address)
+        trusted = who in self._trusted
+        # A trusted proxy is not judged, its clients are, each when it is known.
+        limit = self._take_places() or (None if trusted else self._judge(who))
         if limit is not None:
             self._turn_away(sock, peer, listener.url, limit)
             return
         self.accepted += 1
         _set_options(sock, listener)
+        if trusted and self._proxy is not None:
+            introduce = functools.partial(self.introduced, listener)
+            self._begin(Prologue(self._host, sock, peer, listener.url, self._proxy, introduce), None)
+            return
+        if self._proxy is not None:
+            sock = Suspected.over(sock, peer)
+        self._open(listener, sock, peer, who)
+
+    def introduced(self, listener: Listener, prologue: Prologue, sock: socket.socket, header: Header) -> None:
+        """A proxy has said whose connection it is: let that one in, or turn it away."""
+        self.sessions.discard(prologue)
+        proxy = peer = prologue.peer
+        who: Who = None
+        if header.family is not None:
+            peer = format_peer(header.family, header.source)
+            who = None if header.family == _UNIX else packed(header.source[0])
+            limit = self._judge(who)
+            if limit is not None:
+                self._turn_away(sock, peer, listener.url, limit)
+                self._room()
+                return
+        self._open(listener, sock, peer, who, (header, proxy))
+
+    def _open(self, listener: Listener, sock: Any, peer: str, who: Who, introduction: Any = None) -> None:
+        if listener.is_tls and self._handshakes.full:
+            self._release(who)
+            self._turn_away(sock, peer, listener.url, self._handshakes.name)
+            return
         session = self._strategy.open(sock, peer, listener.url, self._tls_context if listener.is_tls else None)
-        self.sessions.add(session)
+        if introduction is not None and session.connection is not None:
+            session.introduce(*introduction)
         if listener.is_tls:
             self._handshakes.enter()
             session.handshaking = True
+        self._begin(session, who)
+
+    def _begin(self, session: Session, who: Who) -> None:
+        session.who = who
+        self.sessions.add(session)
         session.begin()
 
-    def _take_places(self, listener: Listener) -> str | None:
-        """Take the places that a connection needs; the name of the limit if one is missing."""
-        if listener.is_tls and self._handshakes.full:
-            return self._handshakes.name
+    def _take_places(self) -> str | None:
+        """Take the places that any connection needs; the name of the limit if one is missing."""
         if not self._places.enter():
             return self._places.name
         if not self._handlers.enter():
@@ -225,13 +279,36 @@ class Admission:
             return self._handlers.name
         return None
 
+    def _judge(self, who: Who) -> str | None:
+        """Let in one that has its places; the name of the limit, and the places given back, if it must stay out."""
+        limit = self.policy.enter(who, self._host.reactor.now())
+        if limit is not None:
+            self._places.leave()
+            self._handlers.leave()
+        return limit
+
+    def _release(self, who: Who) -> None:
+        self._leave_place(who)
+        self._handlers.leave()
+
     def _turn_away(self, sock: socket.socket, peer: str, local: str, limit: str) -> None:
         self.rejected += 1
         with contextlib.suppress(OSError):
             if self._host.limits.farewell:
                 sock.send(self._host.limits.farewell)
         sock.close()
-        self._host.emit(ConnectionRejected(peer=peer, local=local, limit=limit))
+        count = self._refusals.count(self._host.reactor.now())
+        if count:
+            self._host.emit(ConnectionRejected(peer=peer, local=local, limit=limit, count=count))
+        elif self._telling is None:
+            self._telling = self._host.reactor.call_later(1.0, self._tell_rest, peer, local, limit)
+
+    def _tell_rest(self, peer: str, local: str, limit: str) -> None:
+        """Tell of those refusals that were kept, once nobody else comes to be told of with them."""
+        self._telling = None
+        count = self._refusals.take()
+        if count:
+            self._host.emit(ConnectionRejected(peer=peer, local=local, limit=limit, count=count))
 
     # -- the system's limit ------------------------------------------------------------------------------
 
@@ -273,6 +350,21 @@ class _Door:
 
     def accept_failed(self, error: OSError, retry_in: float) -> None:
         self._host.emit(AcceptFailed(local=self._listener.url, error=error, retry_in=retry_in))
+
+
+def _who(family: int, sock: Any, address: Any) -> Who:
+    """Who the peer is, as `networks` has it."""
+    if family in (socket.AF_INET, socket.AF_INET6):
+        return packed(address[0])
+    if family != _UNIX:
+        return None
+    try:
+        # unix(7), SO_PEERCRED: pid, uid, gid of whoever connected.
+        credentials = getattr(sock, "request", sock).getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    except (OSError, AttributeError):
+        # Not on this system, or it is gone already.
+        return None
+    return int(struct.unpack("=iII", credentials)[1])
 
 
 def _set_options(sock: socket.socket, listener: Listener) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from longshore.errors import ConfigError
+from longshore.networks import Networks
 
 if TYPE_CHECKING:
     import ssl
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ("TLS", "Limits", "Proxy", "Timeouts", "Workers")
 
+#: What every implementation of the PROXY protocol must take (proxy-protocol.txt, sections 2.1 and 2.2): 16 + 216.
+SMALLEST_HEADER = 232
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -49,9 +52,26 @@ def _count(owner: object, *names: str) -> None:
             raise ConfigError(f"{type(owner).__name__}({name}={value!r}): must be a whole number of at least 1")
 
 
+def _count_or_none(owner: object, *names: str) -> None:
+    _count(owner, *(name for name in names if getattr(owner, name) is not None))
+
+
+def _networks(owner: object, *names: str) -> None:
+    """Check lists of networks, and keep them as tuples."""
+    for name in names:
+        entries = getattr(owner, name)
+        if entries:
+            Networks(entries, f"{type(owner).__name__}.{name}")
+        object.__setattr__(owner, name, tuple(entries))
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of everything a server takes; sizes in bytes, rates in connections a second."""
+    """How much of everything a server takes; sizes in bytes, rates in connections a second.
+
+    A peer is an IPv4 address, an IPv6 /64, or a user on a Unix socket; behind a trusted proxy it is the proxy's client.
+    `allow` and `deny` take networks (`10.0.0.0/8`), `unix` and `uid:NUMBER`; who is in both stays out.
+    """
 
     max_connections: int = option(10_000, "connections open at once")
     max_connections_per_peer: int | None = option(None, "connections open at once from one peer")
@@ -61,32 +81,27 @@ class Limits:
     max_pending_bytes: int = option(MIB, "bytes pending on one connection before reading from it stops")
     memory_budget: int | None = option(None, "bytes pending on all connections together")
     max_handshakes: int = option(64, "TLS handshakes at once")
-    allow: tuple[str, ...] = option((), "networks that may connect (CIDR); empty means all")
-    deny: tuple[str, ...] = option((), "networks that may not connect (CIDR)")
+    allow: tuple[str, ...] = option((), "networks that may connect (CIDR, unix, uid:N); empty means all")
+    deny: tuple[str, ...] = option((), "networks that may not connect (CIDR, unix, uid:N)")
     overflow: str = option("pause", "when full: pause accepting, reject, or evict-idle")
     farewell: bytes = option(b"", "bytes sent to a connection that is rejected")
 
     #: What `overflow` may be.
     OVERFLOWS = ("pause", "reject", "evict-idle")
 
-    #: Fields of the production guard, which is not part of this release.
-    _LATER = ("max_connections_per_peer", "connection_rate", "memory_budget", "allow", "deny")
-
     def __post_init__(self) -> None:
         _count(self, "max_connections", "max_processes", "max_pending_bytes", "max_handshakes")
-        _positive_or_none(self, "max_connections_per_peer", "max_threads", "connection_rate", "memory_budget")
+        _count_or_none(self, "max_connections_per_peer", "memory_budget")
+        _positive_or_none(self, "max_threads", "connection_rate")
         if self.overflow not in self.OVERFLOWS:
             raise ConfigError(
                 f"Limits(overflow={self.overflow!r}): must be one of {', '.join(map(repr, self.OVERFLOWS))}"
             )
         if not isinstance(self.farewell, bytes):
             raise ConfigError(f"Limits(farewell={self.farewell!r}): must be bytes")
-        for name in self._LATER:
-            if getattr(self, name) not in (None, ()):
-                raise ConfigError(
-                    f"Limits({name}={getattr(self, name)!r}): this release does not enforce {name} yet",
-                    hint="Leave it out, and put a firewall rule or a proxy in front until it does.",
-                )
+        _networks(self, "allow", "deny")
+        if self.memory_budget is not None:
+            raise ConfigError(f"Limits(memory_budget={self.memory_budget!r}): this release does not enforce it yet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +174,26 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """Proxies that speak the PROXY protocol in front of the server."""
+    """Proxies that speak the PROXY protocol (v1, v2) in front of the server; times in seconds, sizes in bytes.
 
-    trusted: Sequence[str] = option((), "networks (CIDR) whose PROXY header is required and believed")
+    Who is `trusted` must begin each connection with a header, and is believed; whoever else begins with one is cut
+    off.  `trusted` takes networks as `Limits.allow` does: `unix` trusts every peer of a Unix socket.
+    """
+
+    trusted: Sequence[str] = option((), "networks (CIDR, unix, uid:N) whose PROXY header is required and believed")
+    timeout: float = option(5, "for the header of a connection")
+    max_header: int = option(4096, "bytes of a header, what it says of TLS and names included")
+
+    def __post_init__(self) -> None:
+        _networks(self, "trusted")
+        if not self.trusted:
+            raise ConfigError(
+                "Proxy(trusted=()): there is no proxy to believe",
+                hint="Pass its address, as Proxy(trusted=('10.0.0.7',)).",
+            )
+        if self.timeout is None:
+            raise ConfigError("Proxy(timeout=None): a proxy that sends no header must not keep its place for ever")
+        _positive_or_none(self, "timeout")
+        _count(self, "max_header")
+        if self.max_header < SMALLEST_HEADER:
+            raise ConfigError(f"Proxy(max_header={self.max_header}): must be at least {SMALLEST_HEADER}")

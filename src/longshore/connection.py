@@ -44,6 +44,8 @@ class _Named:
         self.local: str = local
         #: The proxy's address where there is one in between.
         self.via: str | None = None
+        #: What that proxy has said (`longshore.proxy.Header`), TLS and names included; None without a proxy.
+        self.proxied: Any = None
         #: The server that accepted it; None on a client.
         self.server: Any = server
         #: Whether the server has asked its handlers to finish.

@@ -96,6 +96,8 @@ class ConnectionOpened(Event):
     local: str
     tls: str | None = None
     """The TLS version, or None on plain connections."""
+    via: str | None = None
+    """The proxy that it came through."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,8 @@ class ConnectionClosed(Event):
         "reset",  # the peer reset it, or vanished
         "framing",  # bytes that are no message; too large; cut off in the middle
         "handshake",  # TLS failed or took too long
+        "proxy",  # a PROXY header that is missing, malformed, or not believed
+        "limit",  # it held most of what was over the memory budget
         "timeout",  # first_byte, idle, write, lifetime or min_rate
         "slow receiver",  # broadcast(slow="close")
         "evicted",  # overflow="evict-idle" needed its place
@@ -138,13 +142,19 @@ class ConnectionClosed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionRejected(Event):
-    """A connection was accepted only to be turned away, because `limit` was reached."""
+    """A connection was accepted only to be turned away, because `limit` (of `Limits`) was reached or forbids it.
+
+    Of a flood of them each of the first in a second has an event of its own; the next event then stands for all that
+    came meanwhile.
+    """
 
     level: ClassVar[str] = "WARNING"
 
     peer: str
     local: str
     limit: str
+    count: int = 1
+    """Connections that this event stands for; `peer` is the last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

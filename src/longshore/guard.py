@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longshore.readiness import Signals, on_main_thread, ready
 
@@ -53,6 +53,7 @@ class Guard:
         "sent",
         "signals",
         "socket",
+        "suspicion",
         "waiting",
         "watch",
         "writing",
@@ -63,6 +64,8 @@ class Guard:
         self.watch = watch
         self.now = now
         self.socket: socket.socket | None = None
+        #: Notices what this peer must not begin with; None: it may begin with anything.
+        self.suspicion: Any = None
         #: Held while the descriptor changes hands, and while somebody shuts it down.
         self.lock = threading.RLock()
         #: Held while one piece of output is on its way, however long that takes.
@@ -166,6 +169,21 @@ class Guard:
     def end_wait(self) -> None:
         """The handler waits no more."""
         self.waiting = self.watch.waiting = False
+
+    def look(self, data: Any) -> None:
+        """Interrupt a peer that begins with what it must not, and raise that.
+
+        Raises:
+            ProxyError: it did.
+        """
+        try:
+            self.suspicion.look(bytes(data[:16]))
+        except ConnectionError as error:
+            self.suspicion = None
+            self.interrupt("proxy", error)
+            raise
+        if self.suspicion.over:
+            self.suspicion = None
 
     def came(self, count: int) -> None:
         """`count` bytes came; none at the end of the stream, or because somebody interrupted."""

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
     from longshore.config import Timeouts
 
-__all__ = ("Gate", "Watch", "overdue")
+__all__ = ("NEAR", "Gate", "Watch", "overdue")
 
 #: A message is not judged by `min_rate` before it has had this long (seconds): a first packet says nothing of a rate.
 RATE_GRACE = 5.0
+#: The share of a limit at which it is told that it is near.
+NEAR = 0.8
 
 
 class Gate:
@@ -44,7 +46,7 @@ class Gate:
         if self.full:
             return False
         self.count += 1
-        if not self._warned and self.maximum is not None and self.count >= 0.8 * self.maximum:
+        if not self._warned and self.maximum is not None and self.count >= NEAR * self.maximum:
             self._warned = True
             if self._near is not None:
                 self._near(self.name, self.count, self.maximum)
@@ -53,7 +55,7 @@ class Gate:
     def leave(self) -> None:
         """Give one place back."""
         self.count -= 1
-        if self._warned and self.maximum is not None and self.count < 0.8 * self.maximum:
+        if self._warned and self.maximum is not None and self.count < NEAR * self.maximum:
             self._warned = False
 
 

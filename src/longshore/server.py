@@ -79,7 +79,7 @@ class Server:
         framing: what cuts messages.
         strategy: one of `longshore.strategies.NAMES`; None takes the handler's default.
         workers: 1; more processes come with `serve` in a later release.
-        limits, timeouts, tls: see `longshore.config`.
+        limits, timeouts, tls, proxy: see `longshore.config`.
         lifespan: a context manager, or a function that returns one (given the server if it takes an argument),
             entered before the first accept; its value becomes `state`.
         shared: the place of the shared primitives, as `longshore.shared.join()` returns it, which handlers find as
@@ -121,8 +121,6 @@ class Server:
                 f"workers={workers!r}: this release serves with one process",
                 hint="Leave workers out, or start the program several times with ?reuse_port=1 in its address.",
             )
-        if proxy is not None:
-            raise ConfigError(f"proxy={proxy!r}: this release has no proxy yet", hint="Leave proxy out.")
         if shared is not None and not hasattr(shared, "url"):
             raise ConfigError(f"shared={shared!r}: is no place", hint="Pass shared.join(url); serve() takes the URL.")
         #: The place that was given as `shared`.
@@ -159,7 +157,7 @@ class Server:
         self.reactor: PortableReactor = None  # type: ignore[assignment]  # made by start, with its descriptors
         self._reactor_reason = ""
         self._strategy: Strategy = None  # type: ignore[assignment]
-        self._admission = admission = Admission(self, self.strategy_name)
+        self._admission = admission = Admission(self, self.strategy_name, proxy)
         self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
         self.handshake_over = admission.handshake_over
         self._ending = Ending(self, self._machine, admission)

@@ -42,6 +42,12 @@ def _count(got: Any) -> int:
     return _count(got[0]) if isinstance(got, tuple) else len(got)
 
 
+def _octets(got: Any, args: tuple[Any, ...]) -> Any:
+    """The first bytes that one of the `recv...` calls has brought."""
+    first = got[0] if isinstance(got, tuple) else got
+    return memoryview(args[0]).cast("B")[: min(first, 16)] if isinstance(first, int) else first
+
+
 def _deadline(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
@@ -66,6 +72,8 @@ class GuardedSocket(socket.socket):
             raise
         finally:
             guard.end_wait()
+        if guard.suspicion is not None:
+            guard.look(_octets(got, args))
         if not flags & socket.MSG_PEEK:
             guard.came(_count(got))
         return got
@@ -225,6 +233,8 @@ def guarded(sock: socket.socket, guard: Guard | None, context: ssl.SSLContext | 
     Returns:
         A `GuardedSocket` or a `TLSSocket`; `sock` itself is detached.
     """
+    if guard is not None:
+        guard.suspicion = getattr(sock, "suspicion", None)
     if context is not None:
         return upgrade(sock, guard, context)
     taken = GuardedSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())

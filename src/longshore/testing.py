@@ -302,6 +302,7 @@ class Client:
         timeout: seconds that each call may take.
         tls: the context for a `tls://` address; None trusts every certificate.
         receive_buffer: bytes that the kernel may hold for us, small for a client that will `stall`.
+        source: the address of ours to come from; all of 127.0.0.0/8 is this machine.
     """
 
     def __init__(
@@ -311,6 +312,7 @@ class Client:
         timeout: float = PATIENCE,
         tls: ssl.SSLContext | None = None,
         receive_buffer: int | None = None,
+        source: str | None = None,
     ) -> None:
         address = urls.parse(url)
         endpoint = urls.resolve(address, passive=False)[0]
@@ -320,6 +322,8 @@ class Client:
             if receive_buffer is not None:
                 # Before connecting: the first window that is offered follows from it.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            if source is not None:
+                sock.bind((source, 0))
             sock.connect(endpoint.sockaddr)
             if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

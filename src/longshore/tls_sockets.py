@@ -221,9 +221,12 @@ class TLSSocket(ssl.SSLSocket):
     def _receive(self, count: int = CHUNK) -> bytes | None:
         """Ciphertext that is there; None: none yet."""
         try:
-            return socket.socket.recv(self, count)
+            data = socket.socket.recv(self, count)
         except (BlockingIOError, InterruptedError):
             return None
+        if self.guard is not None and self.guard.suspicion is not None:
+            self.guard.look(data)
+        return data
 
     def _decrypt(self) -> None:
         """Decrypt all that was fed; the caller holds `_stepping`."""

@@ -159,7 +159,7 @@ def test_no_address_is_told_with_an_example(run, app):
         (["--idle-timeout=-1"], ["--idle-timeout -1", "above 0"]),
         (["--overflow", "burst"], ["--overflow burst", "'evict-idle'"]),
         (["--tls-minimum", "1.1"], ["--tls-minimum 1.1", "'1.3'"]),
-        (["--connection-rate", "5"], ["--connection-rate 5", "not enforce"]),
+        (["--connection-rate", "0"], ["--connection-rate 0", "must be a number above 0"]),
         (["--workers", "2"], ["workers"]),
         (["--log-format", "jsn"], ["'jsn'", "Did you mean json?"]),
         (["--config", "nowhere.toml"], ["nowhere.toml"]),

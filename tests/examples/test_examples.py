@@ -106,6 +106,29 @@ def test_chat_tells_everybody(tmp_path):
         assert to_ann.readline() == b"* Bob has left\n"
 
 
+def count_primes(address):
+    with talking_to(address) as (client, stream):
+        client.sendall(b"10\n1000\n")
+        return [stream.readline(), stream.readline()]
+
+
+def test_primes_counts_on_processes_of_this_machine(tmp_path):
+    with serving(tmp_path, "primes.py") as address:
+        assert count_primes(address) == [b"4\n", b"168\n"]
+
+
+def test_primes_counts_on_the_cluster_that_cluster_starts(tmp_path):
+    pytest.importorskip("distributed")
+    command = [sys.executable, str(EXAMPLES / "cluster.py"), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as cluster:
+        try:
+            with serving(tmp_path, "primes.py", cluster.stdout.readline().strip()) as address:
+                assert count_primes(address) == [b"4\n", b"168\n"]
+        finally:
+            cluster.terminate()
+            assert cluster.wait(SECONDS) == 0
+
+
 def test_telemetry_speaks_json_in_length_prefixed_messages(tmp_path):
     with serving(tmp_path, "telemetry.py") as address, talking_to(address) as (client, stream):
         answers = []

@@ -1,23 +1,48 @@
-"""Pools for the tests of this folder, each of which must leave nothing behind."""
+"""Pools for the tests of this folder, on both places, each of which must leave nothing behind."""
 
 from __future__ import annotations
 
 import contextlib
+from importlib.util import find_spec
 
 import pytest
 
 from longshore.shared import Pool
 from longshore.testing import _settle_event_loops, no_leaks
+from pool.places import running_cluster
+
+
+def pytest_generate_tests(metafunc):
+    if "place" in metafunc.fixturenames:
+        module = metafunc.module.__name__.rpartition(".")[2]
+        both = module in ("test_tasks", "test_deaths") and not getattr(metafunc.function, "local_only", False)
+        dask = pytest.param("dask", marks=pytest.mark.skipif(find_spec("distributed") is None, reason="no Dask"))
+        metafunc.parametrize("place", ["local", dask] if both else ["local"], scope="session")
+
+
+@pytest.fixture(scope="session")
+def clusters(tmp_path_factory):
+    """URLs of clusters, by their number of workers; each is started when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+        running = {}
+
+        def url_of(workers):
+            if workers not in running:
+                running[workers] = stack.enter_context(running_cluster(tmp_path_factory.mktemp("cluster"), workers))
+            return running[workers]
+
+        yield url_of
 
 
 @pytest.fixture
-def make_pool():
+def make_pool(place, clusters):
     """Make pools; when the test is over they are shut down and have left nothing."""
     _settle_event_loops()
-    with no_leaks(), contextlib.ExitStack() as stack:
+    # A client of Dask's keeps threads for whoever comes next.
+    with no_leaks() if place == "local" else contextlib.nullcontext(), contextlib.ExitStack() as stack:
 
-        def make(place=2, *args, **options):
-            pool = Pool(place, *args, **options)
+        def make(processes=2, *args, **options):
+            pool = Pool(processes if place == "local" else clusters(processes), *args, **options)
             stack.callback(pool.shutdown)
             stack.callback(pool.terminate)
             return pool

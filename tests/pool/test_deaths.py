@@ -14,7 +14,7 @@ import pytest
 
 from longshore import WorkerDied
 from pool import tasks
-from pool.test_tasks import PATIENCE, gone, text_of
+from pool.places import PATIENCE, gone, local_only, text_of
 
 MIB = 1 << 20
 #: `make stress` asks for more.
@@ -49,6 +49,7 @@ def test_a_process_that_dies_costs_its_own_task_only(make_pool, capfd, task, arg
     assert [each.result(PATIENCE) for each in after] == [number * number for number in range(20)]
 
 
+@local_only
 def test_whoever_comes_back_from_a_fork_answers_once(make_pool):
     pool = make_pool(1)
     for _ in range(5):
@@ -67,13 +68,17 @@ def test_a_process_whose_child_lives_on_is_known_to_be_dead(make_pool, tmp_path)
     gone(child)
 
 
-def test_a_task_may_print_lots_and_return_lots(make_pool, capfd):
+def test_a_task_may_print_lots_and_return_lots(make_pool, place, capfd):
     pool = make_pool(2)
+    size = (20 if place == "local" else 5) * MIB
     assert pool.submit(tasks.print_lots, 500).result(PATIENCE) == 500
-    assert [len(result) for result in pool.map(tasks.result_of, [50 * MIB, 0, MIB])] == [50 * MIB, 0, MIB]
-    assert pool.submit(len, b"x" * 50 * MIB).result(PATIENCE) == 50 * MIB
+    sizes = [len(result) for result in pool.map(tasks.result_of, [size, 0, MIB])]
+    assert sizes == [size, 0, MIB]
+    length = pool.submit(len, b"x" * size).result(PATIENCE)
+    assert length == size
 
 
+@local_only
 def test_a_process_that_is_killed_while_it_is_idle_costs_nothing(make_pool):
     pool = make_pool(2)
     pids = {pool.submit(tasks.pid).result(PATIENCE) for _ in range(2)}
@@ -91,6 +96,7 @@ def test_a_process_that_is_killed_while_it_is_idle_costs_nothing(make_pool):
 
 
 @pytest.mark.slow
+@local_only
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_of_a_thousand_tasks_just_those_fail_whose_process_was_killed(make_pool, seed):
     pool = make_pool(2)
@@ -103,6 +109,7 @@ def test_of_a_thousand_tasks_just_those_fail_whose_process_was_killed(make_pool,
 
 
 @pytest.mark.slow
+@local_only
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_kills_from_outside_at_any_moment_cost_at_most_one_task_each(make_pool, seed):
     pool = make_pool(2)
@@ -125,6 +132,7 @@ def test_kills_from_outside_at_any_moment_cost_at_most_one_task_each(make_pool, 
     assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
 
 
+@local_only
 def test_the_death_of_the_nursery_costs_nothing(make_pool, tmp_path):
     pool = make_pool(2)
     running = pool.submit(tasks.say_and_wait, str(tmp_path / "began"), str(tmp_path / "go"))
@@ -169,6 +177,7 @@ def test_nothing_outlives_a_program_that_is_killed(tmp_path):
         gone(pid)
 
 
+@local_only
 def test_a_pool_does_not_work_in_a_child_that_was_forked_from_its_process(make_pool):
     pool = make_pool(1)
     pool.submit(tasks.square, 2).result(PATIENCE)

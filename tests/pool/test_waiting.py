@@ -15,7 +15,7 @@ from longshore import ConfigError, LimitExceeded, Lines, MessageHandler, Server,
 from longshore.events import ServerStarted
 from longshore.testing import Client, running_server
 from pool import tasks
-from pool.test_tasks import PATIENCE, gone, text_of
+from pool.places import PATIENCE, gone, text_of
 
 
 @pytest.fixture

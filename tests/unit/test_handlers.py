@@ -131,8 +131,7 @@ def test_an_unknown_strategy_lists_the_known():
         ((function,), {}, "needs an address"),
         ((function, "tls://127.0.0.1:0"), {}, "needs a certificate"),
         ((function, "tcp://127.0.0.1:0"), {"workers": 2}, "serves with one process"),
-        ((function, "tcp://127.0.0.1:0"), {"proxy": object()}, "has no proxy yet"),
-        ((function, "tcp://127.0.0.1:0"), {"pool": 2}, "has no pool yet"),
+        ((function, "tcp://127.0.0.1:0"), {"pool": 2}, "a server takes a pool"),
     ],
 )
 def test_a_server_that_cannot_work_is_refused_before_anything_is_started(arguments, options, words):

@@ -144,7 +144,8 @@ class NativeReactor(_native.Reactor):
         packets: bool = False,
     ) -> Any:
         """Own `sock` as a stream: a native one where that serves it, else a portable one."""
-        if tls is None and not packets and sock.family in _FAMILIES and serves(framing):
+        plain = tls is None and not packets and getattr(sock, "suspicion", None) is None
+        if plain and sock.family in _FAMILIES and serves(framing):
             return NativeStream(self, sock, peer, sink, limits, timeouts, framing)
         return Stream(
             self,  # type: ignore[arg-type]

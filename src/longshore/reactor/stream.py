@@ -265,7 +265,7 @@ class Stream:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self.fail("reset" if isinstance(error, ConnectionError) else "error", error)
+            self.fail(getattr(error, "cause", "reset" if isinstance(error, ConnectionError) else "error"), error)
             return
         if self.state == "closing":
             self._drop(data)

@@ -83,6 +83,10 @@ class Session:
         self.peer = peer
         self.local = local
         self.connection: Any = None
+        #: Who is counted for it, and whether anybody is.
+        self.who: Any = None
+        #: The address by which a proxy has introduced it; None without a proxy.
+        self.introduced: Any = None
         self.handler_running = False
         #: Whether a TLS handshake is counted for it.
         self.handshaking = False
@@ -94,6 +98,12 @@ class Session:
         self._failure: tuple[str, BaseException | None] | None = None
         self._gone: tuple[str, BaseException | None] | None = None
         self._ended = False
+
+    def introduce(self, header: Any, via: str) -> None:
+        """It came through a proxy: `header` is a `proxy.Header`, `via` the proxy's address; called before `begin`."""
+        connection = self.connection
+        connection.via, connection.proxied = via, header
+        self.introduced = header.source
 
     # -- for the server; each strategy's sessions know how -------------------------------------------------
 
@@ -131,7 +141,7 @@ class Session:
         self.is_open = True
         self._handshake_over()
         self.host.emit(
-            ConnectionOpened(id=self.connection.id, peer=self.peer, local=self.local, tls=tls),
+            ConnectionOpened(id=self.connection.id, peer=self.peer, local=self.local, tls=tls, via=self.connection.via),
         )
 
     def failed(self, error: BaseException) -> None:
@@ -267,10 +277,13 @@ def create(name: str, host: Host, prepared: Lineage | None = None) -> Strategy:
 def cause_of(error: BaseException, gone: str | None) -> str:
     """The cause of `ConnectionClosed` that an exception leaving a handler stands for."""
     from longshore.errors import ClosedError, PeerClosed
+    from longshore.proxy import ProxyError
     from longshore.tls import TLSError
 
     if gone is not None and isinstance(error, (OSError, ClosedError, Timeout)):
         return gone
+    if isinstance(error, ProxyError):
+        return "proxy"
     if isinstance(error, (HandshakeTimeout, TLSError)):
         return "handshake"
     if isinstance(error, Timeout):

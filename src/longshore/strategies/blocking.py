@@ -105,6 +105,11 @@ class BlockingSession(Session):
         """What runs here, for whoever must name it."""
         return f"{self.host.handler.name} for {self.peer}"
 
+    def introduce(self, header: Any, via: str) -> None:
+        """It came through a proxy."""
+        super().introduce(header, via)
+        self.client_address = header.source or self.client_address
+
     def begin(self) -> None:
         """Have the handler run; the time for a handshake counts from now, whenever its thread comes to it."""
         self.handler_running = True

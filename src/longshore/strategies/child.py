@@ -325,6 +325,10 @@ class _ConnectionJob:
         peer, local = welcome["peer"], welcome["local"]
         context = tls if welcome["tls"] else None
         sock.setblocking(False)
+        if welcome["suspect"]:
+            from longshore.prologue import Suspected
+
+            sock = Suspected.over(sock, peer)
         try:
             session: Session = _ChildSession(child, sock, peer, local, context, self._submit)
         except OSError as error:
@@ -332,6 +336,8 @@ class _ConnectionJob:
         else:
             session.connection.id = welcome["id"]
             session.connection.child = child
+            if "introduction" in welcome:
+                session.introduce(*welcome["introduction"])
             session.link.wire, session.link.slot = child.wire, child.slot  # type: ignore[attr-defined]
         self._child = child
         self._session = session

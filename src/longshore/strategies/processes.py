@@ -53,6 +53,8 @@ class _Session(Session):
         self._strategy = strategy
         self.label = f"{host.handler.name} for {peer}"
         welcome = {"peer": peer, "local": local, "tls": tls is not None} | strategy.introduction()
+        welcome["suspect"] = getattr(sock, "suspicion", None) is not None
+        self._welcome = welcome
         self._child = strategy.child(self, welcome, sock)
         self.link = RemoteLink(
             self._child.tell,
@@ -67,6 +69,11 @@ class _Session(Session):
         self._report: tuple[str, BaseException | None, int, int, int, int] | None = None
         self._totals: tuple[int, int, int] | None = None
         self._evicted = False
+
+    def introduce(self, header: Any, via: str) -> None:
+        """It came through a proxy, and its child gets to know that too."""
+        super().introduce(header, via)
+        self._welcome["introduction"] = header, via
 
     def begin(self) -> None:
         """Have the child forked."""

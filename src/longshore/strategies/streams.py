@@ -57,7 +57,7 @@ class StreamSession(Session):
     @property
     def client_address(self) -> Any:
         """The peer's address as the socket gives it; not kept, as most handlers never ask."""
-        return client_address_of(self.stream.socket, self.peer)
+        return self.introduced or client_address_of(self.stream.socket, self.peer)
 
     def begin(self) -> None:
         """Let the stream read: its handshake, if there is one, and then the handler."""

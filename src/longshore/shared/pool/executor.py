@@ -417,7 +417,9 @@ def _backend(place: int | str | None, options: Options) -> tuple[Backend, Callab
             raise ConfigError(
                 f"Pool({place!r}): no such place", hint="A number of processes, None, or dask://host:port."
             )
-        raise ConfigError("Pool over Dask is not there yet")
+        from longshore.shared.pool import cluster
+
+        return cluster.Cluster(place, options), cluster.dumps
     if place is None:
         place = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(place, bool) or not isinstance(place, int) or place < 1:

@@ -344,12 +344,10 @@ class Local:
                 self._close_if_done()
             return
         if kind == UNFIT:
+            cause = unpack_error(pickle.loads(payload))
             name = describe(self._options.initializer)
-            failure = WorkerDied(
-                f"the pool's initializer {name} has failed, so no task can run",
-                hint="The cause has what it raised.",
-            )
-            failure.__cause__ = unpack_error(pickle.loads(payload))
+            failure = WorkerDied(f"the pool's initializer {name} has failed, so no task can run: {cause!r}")
+            failure.__cause__ = cause
             self._give_up(failure)
             return
         with self._lock:
