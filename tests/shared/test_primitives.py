@@ -248,10 +248,14 @@ def test_a_counter_counts_for_all(place):
         counter.add(2**63 - 1)
 
 
-def test_other_parameters_for_a_known_name_show_both(place):
+def test_other_parameters_for_a_known_name_show_both(place, program):
+    other = program("shared.Semaphore('y', 2).acquire(); print('ready', flush=True)")
+    other.stdout.readline()
+    with pytest.raises(ConfigError, match=r"value=2.*value=3"):
+        shared.Semaphore("y", 3).acquire()
     shared.Semaphore("x", 2).acquire()
     with pytest.raises(ConfigError, match=r"value=2.*value=3"):
-        shared.Semaphore("x", 3).acquire()
+        shared.Semaphore("x", 3)
     shared.Queue("x").put(1)
 
 

@@ -43,8 +43,8 @@ class Record:
 
 _lock = threading.Lock()
 _records: dict[bytes, Record] = {}
-#: Parameters of handles that were made here, by key, so that a clash shows before the place is asked.
-_parameters: dict[bytes, tuple[Any, bytes]] = {}
+#: Parameters of handles that were made here, by key, so that a clash shows before the place is asked; with their era.
+_parameters: dict[bytes, tuple[int, bytes]] = {}
 
 
 def seconds(timeout: float | None, block: bool = True) -> float | None:
@@ -74,11 +74,11 @@ class Handle:
         self.name = name
         self._key = key
         self._parameters = parameters.encode()
-        at, known = _parameters.setdefault(key, (joining.joined(), self._parameters))
-        if known != self._parameters:
-            if at is joining.joined():
-                self._conflict(known)
-            _parameters[key] = (joining.joined(), self._parameters)
+        era, known = _parameters.setdefault(key, (joining.era(), self._parameters))
+        if era != joining.era():
+            _parameters[key] = (joining.era(), self._parameters)
+        elif known != self._parameters:
+            self._conflict(known)
 
     def __repr__(self) -> str:
         shown = f", {self._parameters.decode()}" if self._parameters else ""

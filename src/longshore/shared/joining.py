@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from longshore.shared.places import Place
     from longshore.shared.starting import Broker
 
-__all__ = ("VARIABLE", "address", "current", "join", "joined", "leave")
+__all__ = ("VARIABLE", "address", "current", "era", "join", "joined", "leave")
 
 #: What names the place to the processes that this one starts.
 VARIABLE = "LONGSHORE_SHARED"
@@ -32,6 +32,7 @@ _lock = threading.RLock()
 _place: Place | None = None
 _asked: str | None = None
 _broker: Broker | None = None
+_era = 0
 
 
 def current() -> Place:
@@ -42,6 +43,11 @@ def current() -> Place:
 def joined() -> Place | None:
     """The place of this process, if it has one yet."""
     return _place
+
+
+def era() -> int:
+    """How often this process has left or lost a place: parameters of before say nothing about those of now."""
+    return _era
 
 
 def join(url: str | None = None) -> Place:
@@ -58,7 +64,7 @@ def join(url: str | None = None) -> Place:
         ConfigError: this process is joined to another place, or the URL is none.
         BrokerLost: nobody serves there.
     """
-    global _place, _asked, _broker
+    global _place, _asked, _broker, _era
     with _lock:
         if _place is not None and not _place.is_lost:
             if url in (None, "local://", _asked, _place.url):
@@ -75,6 +81,7 @@ def join(url: str | None = None) -> Place:
         if scheme not in _PLACES or "://" not in str(url):
             raise ConfigError(f"{url!r} is no place", hint="There are local:///path and redis://host:port/db.")
         module, name = _PLACES[scheme]
+        _era += _place is not None
         place: Any = getattr(import_module(module), name)(url)
         _place, _asked = place, url
         os.environ[VARIABLE] = str(url)
@@ -88,8 +95,9 @@ def address() -> str:
 
 def leave() -> None:
     """Leave the place: what is held is released, and a broker of this process's own ends."""
-    global _place, _asked, _broker
+    global _place, _asked, _broker, _era
     with _lock:
+        _era += 1
         place, _place, _asked = _place, None, None
         broker, _broker = _broker, None
         if place is not None:
