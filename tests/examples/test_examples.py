@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
+from longshore import shared
+from shared.redis_servers import PROGRAM, WHY_NOT, RedisProcess
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -104,6 +107,34 @@ def test_chat_tells_everybody(tmp_path):
             assert [to_bob.readline(), to_bob.readline()] == [b"* Bob is here\n", b"Bob: hello\n"]
             assert [to_ann.readline(), to_ann.readline()] == [b"* Bob is here\n", b"Bob: hello\n"]
         assert to_ann.readline() == b"* Bob has left\n"
+
+
+def talk_over_two_processes(tmp_path):
+    name = "chat_everywhere.py"
+    with serving(tmp_path, name) as one, serving(tmp_path, name) as other:
+        with talking_to(one) as (ann, to_ann), talking_to(other) as (bob, to_bob):
+            assert [to_ann.readline(), to_bob.readline()] == [b"Who are you?\n"] * 2
+            ann.sendall(b"Ann\n")
+            assert [to_ann.readline(), to_bob.readline()] == [b"* Ann is here\n"] * 2
+            bob.sendall(b"Bob\nhello\n")
+            for heard in (to_ann, to_bob):
+                assert [heard.readline(), heard.readline()] == [b"* Bob is here\n", b"Bob: hello\n"]
+
+
+def test_chat_everywhere_joins_processes_over_a_broker(tmp_path, monkeypatch):
+    with shared.start_broker() as broker:
+        monkeypatch.setenv("LONGSHORE_SHARED", broker.url)
+        talk_over_two_processes(tmp_path)
+
+
+@pytest.mark.skipif(PROGRAM is None, reason=WHY_NOT)
+def test_chat_everywhere_joins_processes_over_redis(tmp_path, monkeypatch):
+    server = RedisProcess(tmp_path)
+    try:
+        monkeypatch.setenv("LONGSHORE_SHARED", server.url)
+        talk_over_two_processes(tmp_path)
+    finally:
+        server.kill()
 
 
 def count_primes(address):

@@ -249,7 +249,7 @@ class Courier:
         while self._queue and len(batch) < _BATCH:
             batch.append(self._queue.popleft())
         try:
-            self._send([self._command(errand) for errand in batch])
+            self._send(b"".join([self._command(errand) for errand in batch]))
             answers = [self._read() for _ in batch]
             for errand, answer in zip(batch, answers, strict=True):
                 self._settle(errand, answer)
@@ -257,22 +257,32 @@ class Courier:
             self._queue.extendleft(reversed([errand for errand in batch if errand.id not in self._waiting]))
             raise
 
-    def _command(self, errand: Errand) -> tuple[Any, ...]:
+    def _command(self, errand: Errand) -> bytes:
         number = errand.number
         if isinstance(errand, _Cancel):
             number = errand.of.id
         elif errand.done is not None:
             self._last_id += 1
             errand.id = self._last_id
-        script = errand.script
-        head = (b"EVALSHA", script.sha, 0, self.client, errand.verb, errand.key, errand.holder, number, errand.id)
-        return (*head, b"1" if errand.patient else b"0", *errand.fields)
+        return self._evalsha(
+            errand.script,
+            b"%d" % errand.verb,
+            errand.key,
+            b"%d" % errand.holder,
+            b"%d" % number,
+            b"%d" % errand.id,
+            b"1" if errand.patient else b"0",
+            *errand.fields,
+        )
+
+    def _evalsha(self, script: Script, *arguments: bytes) -> bytes:
+        return _pack(b"EVALSHA", script.sha, b"0", self.client, *arguments)
 
     def _settle(self, errand: Errand, answer: Any) -> None:
         if isinstance(answer, self._redis.exceptions.NoScriptError):
             # The server is new, or somebody has flushed its scripts.
-            self._call(b"SCRIPT", b"LOAD", errand.script.text)
-            self._send([self._command(errand)])
+            self._call(_pack(b"SCRIPT", b"LOAD", errand.script.text))
+            self._send(self._command(errand))
             answer = self._read()
         if isinstance(answer, Exception):
             errand.finish(self._refusal(answer))
@@ -304,12 +314,9 @@ class Courier:
             heapq.heapify(self._late)
 
     def _ask_for_mail(self) -> None:
-        self._mail.send_packed_command(
-            self._mail.pack_command(
-                *(b"XREAD", b"COUNT", _MAIL, b"BLOCK", 0, b"STREAMS", b"longshore:m:" + self.client, self._last_letter)
-            ),
-            False,
-        )
+        mailbox = b"longshore:m:" + self.client
+        command = _pack(b"XREAD", b"COUNT", b"%d" % _MAIL, b"BLOCK", b"0", b"STREAMS", mailbox, self._last_letter)
+        self._mail.send_packed_command([command], False)
 
     def _fetch_mail(self) -> None:
         """Take what has come.  The server hears of it first: what it has not heard of goes to others, if we die."""
@@ -341,22 +348,22 @@ class Courier:
             time.sleep(0.05)
 
     def _run_script(self, script: Script, key: bytes, number: int, *fields: bytes) -> Any:
-        command = (b"EVALSHA", script.sha, 0, self.client, 0, key, 0, number, 0, 0, *fields)
+        command = self._evalsha(script, b"0", key, b"0", b"%d" % number, b"0", b"0", *fields)
         try:
-            return self._call(*command)
+            return self._call(command)
         except self._redis.exceptions.NoScriptError:
-            self._call(b"SCRIPT", b"LOAD", script.text)
-            return self._call(*command)
+            self._call(_pack(b"SCRIPT", b"LOAD", script.text))
+            return self._call(command)
 
-    def _call(self, *command: Any) -> Any:
-        self._send([command])
+    def _call(self, command: bytes) -> Any:
+        self._send(command)
         answer = self._read()
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def _send(self, commands: list[tuple[Any, ...]]) -> None:
-        self._commands.send_packed_command(self._commands.pack_commands(commands), False)
+    def _send(self, commands: bytes) -> None:
+        self._commands.send_packed_command([commands], False)
 
     def _read(self) -> Any:
         try:
@@ -390,6 +397,11 @@ class Courier:
     def _close_bell(self) -> None:
         self._awake.close()
         self._bell.close()
+
+
+def _pack(*parts: bytes) -> bytes:
+    """A command as the server reads it."""
+    return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))
 
 
 class _Cancel(Errand):
