@@ -153,6 +153,23 @@ def test_a_waiter_that_is_cancelled_swallows_no_item(join, redis_server):
     assert stays.result().fields[0] == b"item"
 
 
+def test_a_notification_goes_on_if_who_got_it_is_cancelled_before_he_has_the_lock(join, redis_server):
+    place, condition = join(), b"Cstock"
+    place.ask(Verb.DECLARE, condition, fields=(b"",))
+    waiters = []
+    for holder in (1, 2):
+        place.ask(Verb.ACQUIRE, condition, holder, 0, 10)
+        waiters.append(Waiter(place, Verb.WAIT, condition, holder, 0, None))
+        stands_in_line(place, redis_server, "sCstock", holder)
+    place.ask(Verb.ACQUIRE, condition, 3, 0, 10)
+    assert place.ask(Verb.NOTIFY, condition, 3, 1).number == 1
+    waiters[0].wait.cancel()
+    place.tell(Verb.RELEASE, condition, 3)
+    assert waiters[0].result().fields[1] == b"c"
+    place.tell(Verb.RELEASE, condition, 1)
+    assert waiters[1].result().fields[1] == b"1"
+
+
 def test_a_wait_that_is_interrupted_gives_back_what_it_got(join, redis_server):
     place, other = join(), join()
     other.ask(Verb.ACQUIRE, LOCK, 9)

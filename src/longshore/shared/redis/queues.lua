@@ -3,7 +3,8 @@
 -- s:KEY is the stream of items that were never delivered, or are at their holder's.  What comes back goes to the front,
 -- which a stream has not: f:KEY is a list of those, each `count item`, with how often it was delivered.  Delivered
 -- again, it becomes an entry of the stream b:KEY, which has no others than such as are at their holder's.
--- A consumer is a holder, `client holder`.  A delivery is the number of its entry, doubled, plus 1 for b.
+-- A consumer is a holder, `client holder`.  A delivery is the number of its entry, doubled, plus 1 for b; o:KEY has under
+-- `d` and that the order in which it was made.
 
 local GROUP = 'longshore'
 local queue = {left = left}
@@ -31,6 +32,10 @@ local function read(which, key, consumer, ...)
     return found[1][2][1]
 end
 
+local function delivery_of(which, id)
+    return tonumber(string.match(id, '^%d+')) * 2 + (which == 'b' and 1 or 0)
+end
+
 local function hand(r)
     local key = r.key
     grow(key, 'ready', -1)
@@ -53,8 +58,9 @@ local function hand(r)
         call('XADD', stream('b', key), grow(key, 'last', 1) .. '-0', 'v', item, 'count', count)
     end
     local entry = read(which, key, r.client .. ' ' .. r.holder, 'STREAMS', stream(which, key), '>')
-    local n = tonumber(string.match(entry[1], '^%d+'))
-    reply(r, OK, n * 2 + (which == 'b' and 1 or 0), entry[2][2], count)
+    local delivery = delivery_of(which, entry[1])
+    put(key, 'd' .. delivery, next_number())
+    reply(r, OK, delivery, entry[2][2], count)
     hold(r.client, r.holder, key)
 end
 
@@ -99,6 +105,7 @@ local function remove(which, key, id)
     local fields = call('XRANGE', stream(which, key), id, id)[1][2]
     call('XACK', stream(which, key), GROUP, id)
     call('XDEL', stream(which, key), id)
+    forget(key, 'd' .. delivery_of(which, id))
     return fields[2], (fields[4] or 0) + 1
 end
 
@@ -184,15 +191,18 @@ queue[57] = function(r) -- SIZE
     reply(r, OK, tonumber(get(r.key, 'ready')), get(r.key, 'unfinished'))
 end
 
--- What a holder that has ended did not acknowledge goes back to the front, in the order it was in: what had come back
--- before was before the others.
+-- What a holder that has ended did not acknowledge goes back to the front, in the order in which it was delivered.
 function queue.released(client, holder, key)
-    local consumer = client .. ' ' .. holder
+    local consumer, found = client .. ' ' .. holder, {}
     for _, which in ipairs({'s', 'b'}) do
-        local found = call('XPENDING', stream(which, key), GROUP, '-', '+', 1000000, consumer)
-        for i = #found, 1, -1 do
-            back(key, remove(which, key, found[i][1]))
+        for _, entry in ipairs(call('XPENDING', stream(which, key), GROUP, '-', '+', 1000000, consumer)) do
+            local order = tonumber(get(key, 'd' .. delivery_of(which, entry[1])))
+            found[#found + 1] = {order, which, entry[1]}
         end
+    end
+    table.sort(found, function(one, other) return one[1] > other[1] end)
+    for _, entry in ipairs(found) do
+        back(key, remove(entry[2], key, entry[3]))
     end
     retire(key, consumer)
     pump(key)
