@@ -21,6 +21,8 @@ from longshore.policy import Policy, Sparing
 from longshore.prologue import Prologue, Suspected
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from longshore.config import Limits, Proxy
     from longshore.listeners import Listener
     from longshore.networks import Who
@@ -57,9 +59,12 @@ class Admission:
         #: Of those that are over: bytes both ways, and messages.
         self.received = self.sent = self.messages = 0
         self._strategy: Strategy
-        self._tls_context: Any = None
+        #: The `ssl.SSLContext` of connections to come.
+        self.tls_context: Any = None
         self._doors: list[_Door] = []
         self._accepting = False
+        #: Whether others go on accepting on the same sockets, so that what is queued is theirs.
+        self.leaves_queue = False
         self._handshakes = Gate("max_handshakes", host.limits.max_handshakes, self._near)
         self._places = Gate("max_connections", host.limits.max_connections, self._near)
         # Only a bound that users set is worth a warning, so `inline`, whose bound is its nature, gives none.
@@ -71,11 +76,21 @@ class Admission:
     def open(self, listeners: list[Listener], strategy: Strategy, tls_context: Any) -> None:
         """Accept on all listening sockets from now on."""
         self._strategy = strategy
-        self._tls_context = tls_context
+        self.tls_context = tls_context
         self._fit_descriptors()
         self._handlers.maximum = strategy.capacity(self._host.limits)
         self._accepting = True
         self._doors = [_Door(self, self._host, listener) for listener in listeners]
+
+    def share(self, make: Callable[[str, int, Callable[[str, int, int], None]], Gate]) -> Gate:
+        """Count connections by a gate of `make`'s, which other processes count by too; before `open`."""
+        self._places = places = make("max_connections", self._host.limits.max_connections, self._near)
+        self.leaves_queue = True
+        return places
+
+    def look_again(self) -> None:
+        """Another process may have made room."""
+        self._room()
 
     def pause(self) -> None:
         """Accept nothing until `resume`."""
@@ -89,9 +104,9 @@ class Admission:
         self._room()
 
     def close(self, *, queued: bool = False) -> None:
-        """Accept nothing any more; `queued` takes in first what the kernel has accepted for us already."""
+        """Accept nothing any more; `queued` takes in first what the kernel has accepted for us alone already."""
         for door in self._doors:
-            if queued:
+            if queued and not self.leaves_queue:
                 door.acceptor.accept_queued()
             door.acceptor.close()
         self._accepting = False
@@ -193,12 +208,22 @@ class Admission:
         if not self._accepting:
             return False
         overflow = self._host.limits.overflow
-        if not self._full or overflow == "reject":
+        if overflow == "reject" and self._full:
             return True
         # Nobody is evicted before there is somebody to take the place.
-        if overflow == "evict-idle" and knocking and not self._evict():
+        if overflow == "evict-idle" and knocking and self._full and not self._evict():
             self._host.reactor.call_later(EVICT_AGAIN, self._look_again, acceptor)
-        return not self._full
+        if self._full:
+            return False
+        if self._places.hold():
+            return True
+        if knocking and self._places.retry_in is not None:
+            self._host.reactor.call_later(self._places.retry_in, self._look_again, acceptor)
+        return False
+
+    def settle(self) -> None:
+        """A burst is over: nobody comes for what was held."""
+        self._places.settle()
 
     def _look_again(self, acceptor: Acceptor) -> None:
         """Let the kernel tell again of who waits, as somebody may have become idle."""
@@ -219,7 +244,7 @@ class Admission:
 
     def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Take an accepted connection, or turn it away."""
-        family = listener.socket.family
+        family = listener.family
         peer, who = format_peer(family, address), _who(family, sock, address)
         trusted = who in self._trusted
         # A trusted proxy is not judged, its clients are, each when it is known.
@@ -228,7 +253,8 @@ class Admission:
             self._turn_away(sock, peer, listener.url, limit)
             return
         self.accepted += 1
-        _set_options(sock, listener)
+        if not listener.hands_down:
+            _set_options(sock, listener)
         if trusted and self._proxy is not None:
             introduce = functools.partial(self.introduced, listener)
             self._begin(Prologue(self._host, sock, peer, listener.url, self._proxy, introduce), None)
@@ -257,7 +283,7 @@ class Admission:
             self._release(who)
             self._turn_away(sock, peer, listener.url, self._handshakes.name)
             return
-        session = self._strategy.open(sock, peer, listener.url, self._tls_context if listener.is_tls else None)
+        session = self._strategy.open(sock, peer, listener.url, self.tls_context if listener.is_tls else None)
         if introduction is not None and session.connection is not None:
             session.introduce(*introduction)
         if listener.is_tls:
@@ -326,8 +352,8 @@ class Admission:
             resource.setrlimit(resource.RLIMIT_NOFILE, (actual, hard))
             self._adjusted("RLIMIT_NOFILE", wanted, actual, f"the soft limit was {soft}")
         if actual < wanted:
-            self._places.maximum = max(1, actual - SPARE_DESCRIPTORS)
-            self._adjusted("max_connections", maximum, self._places.maximum, f"the hard limit of descriptors is {hard}")
+            self._places.clamp(allowed := max(1, actual - SPARE_DESCRIPTORS))
+            self._adjusted("max_connections", maximum, allowed, f"the hard limit of descriptors is {hard}")
 
     def _adjusted(self, limit: str, wanted: int, actual: int, reason: str) -> None:
         self._host.emit(LimitsAdjusted(limit=limit, wanted=wanted, actual=actual, reason=reason))
@@ -344,6 +370,9 @@ class _Door:
 
     def may_accept(self, *, knocking: bool) -> bool:
         return self._admission.may_accept(self.acceptor, knocking=knocking)
+
+    def settled(self) -> None:
+        self._admission.settle()
 
     def accepted(self, sock: socket.socket, address: Any) -> None:
         self._admission.admit(self._listener, sock, address)

@@ -14,15 +14,22 @@ from typing import Any, ClassVar
 
 __all__ = (
     "AcceptFailed",
+    "CertificateExpires",
+    "CertificateRefused",
+    "CertificateRenewed",
     "ConnectionClosed",
     "ConnectionOpened",
     "ConnectionRejected",
+    "ControlEnded",
     "DatagramDropped",
     "Event",
     "HandlerBlocked",
     "HandlerFailed",
     "LimitNear",
     "LimitsAdjusted",
+    "ReloadFailed",
+    "Reloaded",
+    "Reloading",
     "ServerDraining",
     "ServerPaused",
     "ServerResumed",
@@ -31,6 +38,13 @@ __all__ = (
     "SlowReceiver",
     "SpawnerDied",
     "ThreadsAtFork",
+    "UpgradeFailed",
+    "Upgrading",
+    "WorkerBlocked",
+    "WorkerCrashed",
+    "WorkerEnded",
+    "WorkerReady",
+    "WorkerRetiring",
 )
 
 
@@ -55,6 +69,8 @@ class ServerStarted(Event):
     reactor: str
     reason: str
     """Why this reactor is the active one."""
+    workers: int = 0
+    """How many processes serve, beside the one that keeps them; 0 where there is only one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +244,35 @@ class LimitNear(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateRenewed(Event):
+    """Connections to come are shown another certificate; `expires` is in seconds since 1970 (None: not known)."""
+
+    certfile: str | None
+    expires: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateRefused(Event):
+    """A new certificate cannot be used; the one before is kept."""
+
+    level: ClassVar[str] = "ERROR"
+
+    certfile: str | None
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateExpires(Event):
+    """The certificate that was just loaded ends in `seconds`, within two weeks; below 0: it has ended."""
+
+    level: ClassVar[str] = "WARNING"
+
+    certfile: str | None
+    expires: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsAdjusted(Event):
     """At start, `limit` did not fit the system's own and was raised or clamped."""
 
@@ -259,3 +304,114 @@ class ThreadsAtFork(Event):
     level: ClassVar[str] = "WARNING"
 
     threads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReady(Event):
+    """A worker accepts; `generation` counts reloads, from 1 on."""
+
+    worker: int
+    pid: int
+    generation: int
+    seconds: float
+    """Since its start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRetiring(Event):
+    """A worker is told to drain, because of `reason`; whoever takes its place is ready."""
+
+    worker: int
+    pid: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEnded(Event):
+    """A worker has drained and ended, as it was told; the figures are those of its `DrainReport`."""
+
+    worker: int
+    pid: int
+    finished: int
+    cut: int
+    abandoned: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCrashed(Event):
+    """A worker has ended without being told: `reason` says how; another one starts in `retry_in` seconds."""
+
+    level: ClassVar[str] = "ERROR"
+
+    worker: int
+    pid: int
+    reason: str
+    connections: int
+    """How many it had; they are lost."""
+    retry_in: float
+    stack: str = ""
+    """Where it was, if a fatal signal was raised by its own code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerBlocked(Event):
+    """A worker gave no sign of life for `seconds`, and is killed; `stack` is where its threads are."""
+
+    level: ClassVar[str] = "ERROR"
+
+    worker: int
+    pid: int
+    seconds: float
+    stack: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reloading(Event):
+    """New workers start, with code and configuration as they are now."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reloaded(Event):
+    """The new workers accept, and the old ones drain."""
+
+    generation: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadFailed(Event):
+    """The new workers could not start, or the configuration could not be read; the old workers go on."""
+
+    level: ClassVar[str] = "ERROR"
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upgrading(Event):
+    """The program was started once more, as process `pid`, which takes over the sockets once it is ready."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpgradeFailed(Event):
+    """The new program did not become ready; this one goes on."""
+
+    level: ClassVar[str] = "ERROR"
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlEnded(Event):
+    """The control process has ended without being told; another one starts in `retry_in` seconds."""
+
+    level: ClassVar[str] = "ERROR"
+
+    pid: int
+    reason: str
+    retry_in: float

@@ -29,6 +29,9 @@ class Gate:
 
     __slots__ = ("_near", "_warned", "count", "maximum", "name")
 
+    #: Seconds after which it is worth to look again, if `hold` was refused though there is room.
+    retry_in: float | None = None
+
     def __init__(self, name: str, maximum: int | None, near: Callable[[str, int, int], None] | None = None) -> None:
         self.name = name
         self.maximum = maximum
@@ -46,16 +49,33 @@ class Gate:
         if self.full:
             return False
         self.count += 1
-        if not self._warned and self.maximum is not None and self.count >= NEAR * self.maximum:
-            self._warned = True
-            if self._near is not None:
-                self._near(self.name, self.count, self.maximum)
+        self._warn(self.count)
         return True
 
     def leave(self) -> None:
         """Give one place back."""
         self.count -= 1
-        if self._warned and self.maximum is not None and self.count < NEAR * self.maximum:
+        self._calm(self.count)
+
+    def hold(self) -> bool:
+        """Take a place in advance, where others could take it meanwhile; here it is enough that there is one."""
+        return not self.full
+
+    def settle(self) -> None:
+        """Give back what was held for somebody who did not come."""
+
+    def clamp(self, maximum: int) -> None:
+        """The system does not allow more than `maximum`."""
+        self.maximum = maximum
+
+    def _warn(self, count: int) -> None:
+        if not self._warned and self.maximum is not None and count >= NEAR * self.maximum:
+            self._warned = True
+            if self._near is not None:
+                self._near(self.name, count, self.maximum)
+
+    def _calm(self, count: int) -> None:
+        if self._warned and self.maximum is not None and count < NEAR * self.maximum:
             self._warned = False
 
 

@@ -10,40 +10,58 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from longshore.errors import ConfigError
 from longshore.events import ServerStarted
 from longshore.server import Server
 from longshore.subscribers import log_failure
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
+    from longshore.config import Workers
     from longshore.events import Event
+    from longshore.listeners import Listener
     from longshore.reports import DrainReport
 
-__all__ = ("made_pool", "serve", "serve_until_signalled")
+__all__ = ("describe_service", "made_pool", "made_share", "serve", "serve_until_signalled")
 
 
 def serve(
-    handler: Any, *addresses: str | socket.socket, pool: Any = None, shared: Any = None, **options: Any
+    handler: Any,
+    *addresses: str | socket.socket,
+    workers: int | str | Workers = 1,
+    pool: Any = None,
+    shared: Any = None,
+    **options: Any,
 ) -> DrainReport | None:
     """Serve until a signal ends it: `Server` with its arguments, and the signals of `serve_until_signalled`.
 
     Args:
+        workers: more than 1, "auto" (one for each CPU) or `Workers(...)`: that many processes, forked from this one
+            and kept by it; see `longshore.supervisor` for its signals.  Each has a server of its own, and all accept
+            on the same sockets.
         pool: as `Server` takes it; or a number of processes, "auto", or the URL of a Dask scheduler: then the pool is
-            made here, and ends with the server.
-        shared: as `Server` takes it; or the URL of the place that this program is joined to, `local://` for its own.
+            made here, and ends with the server.  With workers, each makes one with its share of the processes.
+        shared: as `Server` takes it; or the URL of the place that this program and its workers are joined to,
+            `local://` for one of its own, which workers have anyhow where this program has imported `longshore.shared`.
 
     Raises:
         ConfigError: this combination cannot work.
         AddressError: an address cannot be bound.
+        LongshoreError: workers could not start.
     """
-    if isinstance(shared, str):
+    if isinstance(shared, str) or (workers != 1 and shared is None and "longshore.shared" in sys.modules):
+        # Before the first worker, which finds it in its environment.
         from longshore.shared import join
 
         shared = join(shared)
+    options["shared"] = shared
+    if workers != 1:
+        return _serve_with_workers(handler, addresses, workers, pool, options)
     with made_pool(pool) as made:
-        server = Server(handler, *addresses, pool=made, shared=shared, **options)
+        server = Server(handler, *addresses, pool=made, **options)
         server.subscribe(_announce)
         return serve_until_signalled(server)
 
@@ -70,14 +88,61 @@ def made_pool(given: Any) -> Iterator[Any]:
         pool.join()
 
 
+def made_share(given: Any, place: int, workers: int) -> AbstractContextManager[Any]:
+    """As `made_pool`, for the worker at `place` (from 0) of `workers`, whose pools are one together."""
+    if not isinstance(given, (int, str)) or "://" in str(given):
+        return made_pool(given)
+    from longshore.shared.pool.contract import share
+    from longshore.workforce import usable_cpus
+
+    text = str(given).strip()
+    total = max(workers, usable_cpus()) if text == "auto" else int(text)
+    return made_pool(share(total, workers, place))
+
+
+def _serve_with_workers(
+    handler: Any, addresses: tuple[Any, ...], workers: int | str | Workers, pool: Any, options: dict[str, Any]
+) -> DrainReport:
+    from longshore.supervisor import Plan, Supervisor, refuse_processes
+    from longshore.workforce import staff
+
+    if pool is not None and not isinstance(pool, (int, str)):
+        raise ConfigError(
+            "a pool with workers: what was made before they are forked cannot be theirs",
+            hint="Pass a number of processes, 'auto' or a URL; each worker makes its share.",
+        )
+    # What is wrong is told here, once, and not by each worker.
+    example = Server(handler, *addresses, **options)
+    refuse_processes(example.strategy_name)
+
+    @contextlib.contextmanager
+    def build(listeners: Sequence[Listener], place: int, count: int) -> Iterator[Server]:
+        with made_share(pool, place, count) as made:
+            server = Server(handler, *listeners, pool=made, **options)
+            server.subscribe(log_failure)
+            yield server
+
+    plan = Plan(addresses, staff(workers), example.timeouts.drain, build)
+    supervisor = Supervisor(lambda: plan)
+    supervisor.subscribe(_announce)
+    return supervisor.run()
+
+
 def _announce(event: Event) -> None:
     """Say on stderr where it serves; failures still go to the logger."""
     if isinstance(event, ServerStarted):
         where = " and ".join(event.addresses)
-        sys.stderr.write(f"longshore: serving {event.handler} on {where} ({event.strategy}, {event.reactor} reactor)\n")
+        how = describe_service(event)
+        sys.stderr.write(f"longshore: serving {event.handler} on {where} ({how})\n")
         sys.stderr.flush()
     else:
         log_failure(event)
+
+
+def describe_service(event: ServerStarted) -> str:
+    """By what means it serves, for the first line."""
+    workers = f", {event.workers} worker{'' if event.workers == 1 else 's'}" if event.workers else ""
+    return f"{event.strategy}, {event.reactor} reactor{workers}"
 
 
 def serve_until_signalled(server: Server, *, interrupt: bool = True) -> DrainReport | None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from longshore.config import TLS, Limits, Timeouts
+from longshore.config import TLS, Limits, Timeouts, Workers
 from longshore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,11 +46,12 @@ class Config:
     bind: tuple[str, ...] = _declare((), "an address to serve on, as a URL; may be given several times")
     strategy: str | None = _declare(None, "how handlers run; by default what fits the handler", STRATEGIES)
     framing: str | None = _declare(None, "how the stream is cut: lines, length-prefixed:4, json, ... or module:NAME")
-    workers: int = _declare(1, "worker processes")
+    workers: int | Literal["auto"] = _declare(1, "worker processes; auto: one for each CPU")
     pool: str | None = _declare(None, "what server.pool runs on: a number of processes, auto, or dask://host:port")
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
     tls: TLS | None = None
+    prefork: Workers = field(default_factory=Workers)
     log_format: str = _declare("text", "one readable line per event, or one JSON object", LOG_FORMATS)
     log_level: str = _declare("info", "the least level that is logged", LOG_LEVELS)
 
@@ -63,8 +64,13 @@ class Config:
                     f"{item.name.replace('_', ' ')} {value!r}: must be one of {', '.join(choices)}",
                     hint=near_match(str(value), choices),
                 )
-        if isinstance(self.workers, bool) or self.workers < 1:
-            raise ConfigError(f"workers {self.workers!r}: must be at least 1")
+        if self.workers != "auto" and (isinstance(self.workers, bool) or self.workers < 1):
+            raise ConfigError(f"workers {self.workers!r}: must be at least 1, or auto")
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether workers are asked for: more than one, or an option that only a supervisor can fulfil."""
+        return self.workers != 1 or self.prefork != Workers()
 
     @classmethod
     def load(
@@ -117,6 +123,8 @@ class Option(NamedTuple):
     default: Any
     help: str
     choices: tuple[str, ...]
+    word: str = ""
+    """A word that stands for a value beside those of its kind."""
 
     @property
     def flag(self) -> str:
@@ -139,11 +147,13 @@ class Option(NamedTuple):
         text = texts[-1]
         if self.optional and text.strip().lower() == "none":
             return None
+        if self.word and text.strip().lower() == self.word:
+            return self.word
         read: Callable[[str], Any] = _READ[self.kind]
         try:
             return read(text)
         except ValueError as error:
-            alternative = ", or none" if self.optional else ""
+            alternative = ", or none" if self.optional else f", or {self.word}" if self.word else ""
             raise ConfigError(
                 f"{where}: {text!r} is not {_NAMED[self.kind]}{alternative}", hint=f"{self.flag}: {self.help}."
             ) from error
@@ -167,9 +177,13 @@ class Option(NamedTuple):
         elif self.kind == "str":
             if isinstance(value, str):
                 return value
-        elif isinstance(value, (int, float) if self.kind == "float" else int) and not isinstance(value, bool):
+        elif isinstance(value, bool):
+            pass
+        elif isinstance(value, (int, float) if self.kind == "float" else int):
             return value
-        alternative = ', or "none"' if self.optional else ""
+        if self.word and value == self.word:
+            return value
+        alternative = ', or "none"' if self.optional else f', or "{self.word}"' if self.word else ""
         raise ConfigError(f"{where} = {value!r}: must be {_NAMED[self.kind]}{alternative}", hint=f"{self.help}.")
 
 
@@ -179,7 +193,12 @@ def _read_bytes(text: str) -> bytes:
     return text.encode().decode("unicode_escape").encode("latin-1")
 
 
-_READ: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str, "bytes": _read_bytes}
+_READ: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bytes": _read_bytes,
+}
 _NAMED = {
     "int": "a whole number",
     "float": "a number",
@@ -189,7 +208,16 @@ _NAMED = {
 }
 
 #: Names that say too little, or something else, without their table's.
-_SPELLED = {("tls", "minimum"): "tls_minimum", ("timeouts", "min_rate"): "min_rate"}
+_SPELLED = {
+    ("tls", "minimum"): "tls_minimum",
+    ("timeouts", "min_rate"): "min_rate",
+    ("prefork", "max_age"): "worker_max_age",
+    ("prefork", "max_connections"): "worker_max_connections",
+    ("prefork", "max_memory"): "worker_max_memory",
+    ("prefork", "heartbeat"): "worker_heartbeat",
+}
+#: How many workers there are is the server's option of that name; how they vary is for programs.
+_ELSEWHERE = {("prefork", "count"), ("prefork", "jitter")}
 
 _CHOICES = {("limits", "overflow"): Limits.OVERFLOWS, ("tls", "minimum"): TLS.VERSIONS}
 
@@ -200,12 +228,17 @@ def options() -> tuple[Option, ...]:
     """All options, in the order in which they are shown."""
     global _options
     if not _options:
-        _options = tuple(
-            option
-            for section, owner in (("serve", Config), ("limits", Limits), ("timeouts", Timeouts), ("tls", TLS))
-            for option in _derive(section, owner)
-        )
+        _options = tuple(option for section, owner in _SECTIONS for option in _derive(section, owner))
     return _options
+
+
+_SECTIONS: tuple[tuple[str, Any], ...] = (
+    ("serve", Config),
+    ("prefork", Workers),
+    ("limits", Limits),
+    ("timeouts", Timeouts),
+    ("tls", TLS),
+)
 
 
 def _derive(section: str, owner: Any) -> Iterator[Option]:
@@ -213,11 +246,14 @@ def _derive(section: str, owner: Any) -> Iterator[Option]:
         # Annotations are texts here (PEP 563).  What no text can spell, such as an SSLContext, is no option.
         parts = str(item.type).split(" | ")
         kind = "tuple" if parts[0] == "tuple[str, ...]" else parts[0]
-        if kind not in _NAMED or item.name.startswith("_"):
+        word = "auto" if "Literal['auto']" in parts else ""
+        if (section, item.name) in _ELSEWHERE or kind not in _NAMED or item.name.startswith("_"):
             continue
         name = _SPELLED.get((section, item.name)) or (f"{item.name}_timeout" if section == "timeouts" else item.name)
         choices = item.metadata.get("choices") or _CHOICES.get((section, item.name), ())
-        yield Option(name, section, item.name, kind, "None" in parts, item.default, item.metadata["help"], choices)
+        yield Option(
+            name, section, item.name, kind, "None" in parts, item.default, item.metadata["help"], choices, word
+        )
 
 
 class _Given(NamedTuple):
@@ -276,7 +312,11 @@ def _build(given: Iterable[_Given]) -> Config:
                     raise ConfigError(f"{item.source}: {error}", hint=error.hint) from error
             raise
 
-    tables: dict[str, Any] = {"limits": make("limits", Limits), "timeouts": make("timeouts", Timeouts)}
+    tables: dict[str, Any] = {
+        "limits": make("limits", Limits),
+        "timeouts": make("timeouts", Timeouts),
+        "prefork": make("prefork", Workers),
+    }
     if any(item.option.section == "tls" for item in given):
         tables["tls"] = make("tls", TLS)
     return make("serve", lambda **own: Config(**own, **tables))  # type: ignore[no-any-return]

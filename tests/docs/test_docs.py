@@ -166,7 +166,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 def test_every_chapter_of_the_tutorial_is_run_and_listed():
     chapters = set((ROOT / "docs/tutorial").glob("*.md"))
     assert chapters <= set(PAGES)
-    assert len(chapters) == 8
+    assert len(chapters) == 10
     listed = (ROOT / "docs/index.md").read_text()
     assert [path.name for path in chapters if f"tutorial/{path.stem}\n" not in listed] == []
 

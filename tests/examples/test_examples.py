@@ -109,34 +109,6 @@ def test_chat_tells_everybody(tmp_path):
         assert to_ann.readline() == b"* Bob has left\n"
 
 
-def talk_over_two_processes(tmp_path):
-    name = "chat_everywhere.py"
-    with serving(tmp_path, name) as one, serving(tmp_path, name) as other:
-        with talking_to(one) as (ann, to_ann), talking_to(other) as (bob, to_bob):
-            assert [to_ann.readline(), to_bob.readline()] == [b"Who are you?\n"] * 2
-            ann.sendall(b"Ann\n")
-            assert [to_ann.readline(), to_bob.readline()] == [b"* Ann is here\n"] * 2
-            bob.sendall(b"Bob\nhello\n")
-            for heard in (to_ann, to_bob):
-                assert [heard.readline(), heard.readline()] == [b"* Bob is here\n", b"Bob: hello\n"]
-
-
-def test_chat_everywhere_joins_processes_over_a_broker(tmp_path, monkeypatch):
-    with shared.start_broker() as broker:
-        monkeypatch.setenv("LONGSHORE_SHARED", broker.url)
-        talk_over_two_processes(tmp_path)
-
-
-@pytest.mark.skipif(PROGRAM is None, reason=WHY_NOT)
-def test_chat_everywhere_joins_processes_over_redis(tmp_path, monkeypatch):
-    server = RedisProcess(tmp_path)
-    try:
-        monkeypatch.setenv("LONGSHORE_SHARED", server.url)
-        talk_over_two_processes(tmp_path)
-    finally:
-        server.kill()
-
-
 def count_primes(address):
     with talking_to(address) as (client, stream):
         client.sendall(b"10\n1000\n")
@@ -249,6 +221,47 @@ def test_the_demo_takes_the_next_port_if_its_own_is_taken_and_says_so():
     notice, first_line = done.stderr.splitlines()[:2]
     assert notice.startswith(f"Port {port} is taken; the demo uses ")
     assert first_line.split("tcp://127.0.0.1:")[1] != str(port)
+
+
+@pytest.fixture(params=["local", "redis"])
+def place(request, monkeypatch, tmp_path):
+    """A broker, or a Redis server, that the examples find in their environment."""
+    if request.param == "local":
+        with shared.start_broker() as broker:
+            monkeypatch.setenv("LONGSHORE_SHARED", broker.url)
+            yield
+        return
+    if PROGRAM is None:
+        pytest.skip(WHY_NOT)
+    server = RedisProcess(tmp_path)
+    try:
+        monkeypatch.setenv("LONGSHORE_SHARED", server.url)
+        yield
+    finally:
+        server.kill()
+
+
+def test_a_shared_chat_tells_everybody_in_every_process(tmp_path, place):
+    with serving(tmp_path, "shared_chat.py") as one, serving(tmp_path, "shared_chat.py") as other:
+        with talking_to(one) as (ann, to_ann), talking_to(other) as (bob, to_bob):
+            # Whoever has got an answer of his own is connected, and hears what comes later.
+            bob.sendall(b"here I am\n")
+            assert to_bob.readline() == b"here I am\n"
+            ann.sendall(b"hello\n")
+            assert to_bob.readline() == b"hello\n"
+            heard = to_ann.readline()
+            assert heard == b"hello\n" or (heard == b"here I am\n" and to_ann.readline() == b"hello\n")
+
+
+def test_the_rate_limiter_counts_for_all_processes_together(tmp_path, place):
+    with serving(tmp_path, "rate_limiter.py") as one, serving(tmp_path, "rate_limiter.py") as other:
+        answers = []
+        for number in range(20):
+            with talking_to((one, other)[number % 2]) as (client, stream):
+                client.sendall(b"x\n")
+                answers.append(stream.readline())
+        # A new minute may have begun meanwhile, but not two.
+        assert 5 <= answers.count(b"X\n") <= 10
 
 
 def test_every_example_is_run_here():

@@ -130,7 +130,7 @@ def test_an_unknown_strategy_lists_the_known():
         ((function, "udp://127.0.0.1:0"), {}, "datagrams, not connections"),
         ((function,), {}, "needs an address"),
         ((function, "tls://127.0.0.1:0"), {}, "needs a certificate"),
-        ((function, "tcp://127.0.0.1:0"), {"workers": 2}, "serves with one process"),
+        ((function, "tcp://127.0.0.1:0"), {"workers": 2}, "one process"),
         ((function, "tcp://127.0.0.1:0"), {"pool": 2}, "a server takes a pool"),
     ],
 )

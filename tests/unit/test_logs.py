@@ -57,6 +57,17 @@ ALL = (
     events.LimitsAdjusted(limit="max_connections", wanted=9, actual=5, reason="RLIMIT_NOFILE"),
     events.SpawnerDied(pid=7, replaced=False),
     events.ThreadsAtFork(threads=("Thread-1", "pool")),
+    events.WorkerReady(worker=1, pid=7, generation=1, seconds=0.5),
+    events.WorkerRetiring(worker=1, pid=7, reason="reload"),
+    events.WorkerEnded(worker=1, pid=7, finished=3, cut=1, abandoned=("Echo",), seconds=1.5),
+    events.WorkerCrashed(worker=1, pid=7, reason="killed by SIGKILL", connections=3, retry_in=0.0),
+    events.WorkerBlocked(worker=1, pid=7, seconds=30.0, stack='Thread 1:\n  File "a.py", line 3 in handle\n'),
+    events.Reloading(generation=2),
+    events.Reloaded(generation=2, seconds=0.5),
+    events.ReloadFailed(reason="a.py: SyntaxError"),
+    events.Upgrading(pid=8),
+    events.UpgradeFailed(reason="exit status 1"),
+    events.ControlEnded(pid=9, reason="exit status 1", retry_in=1.0),
 )
 
 

@@ -80,7 +80,13 @@ echo.py may be as short as this:
       while data := connection.recv(65536):
           connection.sendall(data)"""
 
-_TITLES = {"serve": "Serving", "limits": "Limits", "timeouts": "Timeouts, in seconds", "tls": "TLS"}
+_TITLES = {
+    "serve": "Serving",
+    "workers": "Workers",
+    "limits": "Limits",
+    "timeouts": "Timeouts, in seconds",
+    "tls": "TLS",
+}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -125,6 +131,8 @@ class _Serve(click.Command):
 
 def _flag(option: Option) -> click.Option:
     metavar = {"int": "N", "float": "N", "tuple": "TEXT", "bytes": "TEXT"}.get(option.kind, "TEXT")
+    if option.word:
+        metavar = f"{metavar}|{option.word}"
     if option.choices:
         metavar = "|".join(option.choices)
     elif option.section == "timeouts" and option.name != "min_rate":
@@ -279,6 +287,12 @@ _longshore.add_command(
             click.Option(["--certfile"], metavar="FILE", shell_complete=files, help="our own certificate chain (PEM)"),
             click.Option(["--keyfile"], metavar="FILE", shell_complete=files, help="our private key (PEM)"),
             click.Option(["--insecure"], is_flag=True, help="do not verify the server's certificate"),
+            click.Option(
+                ["--proxy-header", "proxy"],
+                type=click.IntRange(1, 2),
+                metavar="VERSION",
+                help="send a PROXY header first, of version 1 or 2, as a proxy would",
+            ),
             _debug(),
         ],
     )

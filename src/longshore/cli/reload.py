@@ -75,7 +75,7 @@ def serve_reloading(arguments: ServeArguments, more: Sequence[str] = ()) -> int:
         LongshoreError: there is nothing to serve or to watch, or an address cannot be bound.
     """
     config = Config.load(arguments.config, arguments=arguments.values)
-    if config.workers != 1:
+    if config.is_supervised:
         raise ConfigError(
             f"--reload serves with one process, not with {config.workers} workers",
             hint="It is for development; leave --workers out.",

@@ -6,10 +6,12 @@ error and nothing else, so the first line that comes says what is served, where,
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import gc
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longshore.cli.handover import receive
 from longshore.cli.targets import load_framing, load_target
@@ -18,9 +20,13 @@ from longshore.events import ServerStarted
 from longshore.settings import Config
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from longshore.cli.options import ServeArguments
     from longshore.events import Event
+    from longshore.listeners import Listener
     from longshore.observers.logs import LogObserver
+    from longshore.server import Server
 
 __all__ = ("serve",)
 
@@ -38,24 +44,13 @@ def serve(arguments: ServeArguments) -> int:
         raise ConfigError(
             "no address to serve on", hint=f"Say longshore serve {arguments.target} --bind tcp://127.0.0.1:5000"
         )
+    if config.is_supervised:
+        return _serve_with_workers(arguments)
     handover = receive()
-    handler = load_target(arguments.target)
-    framing = load_framing(config.framing)
-    from longshore.server import Server
     from longshore.serving import made_pool, serve_until_signalled
 
     with made_pool(config.pool) as pool:
-        server = Server(
-            handler,
-            *(handover.listeners if handover else config.bind),
-            framing=framing,
-            strategy=config.strategy,
-            workers=config.workers,
-            limits=config.limits,
-            timeouts=config.timeouts,
-            tls=config.tls,
-            pool=pool,
-        )
+        server = _build(arguments.target, config, handover.listeners if handover else config.bind, pool)
         server.subscribe(_Printer(config))
         if server.strategy_name == "processes":
             # Its children are forked from the memory of this moment, and live longer than a start.
@@ -66,23 +61,79 @@ def serve(arguments: ServeArguments) -> int:
     return 0
 
 
+def _build(target: str, config: Config, addresses: Sequence[str | Listener], pool: Any) -> Server:
+    """Import the target, and make its server."""
+    handler = load_target(target)
+    framing = load_framing(config.framing)
+    from longshore.server import Server
+
+    return Server(
+        handler,
+        *addresses,
+        framing=framing,
+        strategy=config.strategy,
+        limits=config.limits,
+        timeouts=config.timeouts,
+        tls=config.tls,
+        pool=pool,
+    )
+
+
+def _serve_with_workers(arguments: ServeArguments) -> int:
+    """Keep workers, of which each imports the target itself; nothing of it is imported here."""
+    from longshore.serving import made_share
+    from longshore.supervisor import Plan, Supervisor, refuse_processes
+    from longshore.workforce import staff
+
+    def load() -> Plan:
+        config = Config.load(arguments.config, arguments=arguments.values)
+        refuse_processes(config.strategy)
+        workers = dataclasses.replace(config.prefork, count=staff(config.workers).count)
+
+        @contextlib.contextmanager
+        def build(listeners: Sequence[Listener], place: int, count: int) -> Iterator[Server]:
+            with made_share(config.pool, place, count) as pool:
+                server = _build(arguments.target, config, listeners, pool)
+                # A worker's own start is the supervisor's to tell.
+                server.subscribe(_Printer(config, announces=False))
+                yield server
+
+        return Plan(config.bind, workers, config.timeouts.drain, build)
+
+    supervisor = Supervisor(load)
+    supervisor.subscribe(_Printer(Config.load(arguments.config, arguments=arguments.values)))
+    # What every worker needs is imported once, before they are forked.
+    import longshore.server  # noqa: F401
+    from longshore import shared
+
+    # Nobody knows yet whether the target uses shared primitives: if it does, its workers must find one place.
+    shared.join()
+    try:
+        supervisor.run()
+    finally:
+        shared.leave()
+    return 0
+
+
 class _Printer:
     """Prints the first line; logs everything else, and only after that line.
 
     Logging is imported when there is something to log, so that it does not stand between start and accepting.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, announces: bool = True) -> None:
         self._format = config.log_format
         self._level = config.log_level
         self._rank = _RANKS[config.log_level.upper()]
         self._lock = threading.Lock()
-        self._early: list[Event] | None = []
+        self._announces = announces
+        self._early: list[Event] | None = [] if announces else None
         self._observer: LogObserver | None = None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, ServerStarted):
-            self._start(event)
+            if self._announces:
+                self._start(event)
             return
         if _RANKS.get(event.level, 0) < self._rank:
             return
@@ -99,9 +150,11 @@ class _Printer:
             # printed at every level, because it is what says that the server accepts.
             self._observe().log(event)
         else:
+            from longshore.serving import describe_service
+
             print(
                 f"longshore: serving {event.handler} on {' and '.join(event.addresses)} "
-                f"({event.strategy}, {event.reactor} reactor), Ctrl-C drains",
+                f"({describe_service(event)}), Ctrl-C drains",
                 file=sys.stderr,
                 flush=True,
             )

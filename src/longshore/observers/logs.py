@@ -138,6 +138,29 @@ def _spawner_died(event: Any) -> str:
     return f"the spawner (process {event.pid}) has died: {outcome}"
 
 
+def _worker(event: Any) -> str:
+    return f"worker {event.worker} (process {event.pid})"
+
+
+def _again(event: Any) -> str:
+    return f"another one starts in {event.retry_in:g} s" if event.retry_in else "another one starts"
+
+
+def _worker_ended(event: Any) -> str:
+    return f"{_worker(event)} {_stopped(event)}"
+
+
+def _worker_crashed(event: Any) -> str:
+    lost = f" with {_plural(event.connections, 'connection')}" if event.connections else ""
+    where = f", at {_innermost(event.stack)}" if event.stack else ""
+    return f"{_worker(event)} ended{lost}: {event.reason}{where}; {_again(event)}"
+
+
+def _worker_blocked(event: Any) -> str:
+    stack = " | ".join(line.strip() for line in event.stack.splitlines() if line.strip())
+    return f"{_worker(event)} gave no sign of life for {event.seconds:.1f} s and is replaced: {stack}"
+
+
 _WORDS: dict[type[Event], Callable[[Any], str]] = {
     events.ServerStarted: _started,
     events.ServerPaused: lambda event: "paused: nothing is accepted",
@@ -158,7 +181,26 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
     events.ThreadsAtFork: lambda event: (
         f"the spawner was forked while other threads ran ({', '.join(event.threads)}): start the server before them"
     ),
+    events.WorkerReady: lambda event: f"{_worker(event)} accepts, {event.seconds:.2f} s after its start",
+    events.WorkerRetiring: lambda event: f"{_worker(event)} is to drain: {event.reason}",
+    events.WorkerEnded: _worker_ended,
+    events.WorkerCrashed: _worker_crashed,
+    events.WorkerBlocked: _worker_blocked,
+    events.Reloading: lambda event: f"reloading: workers of generation {event.generation} start",
+    events.Reloaded: lambda event: f"reloaded in {event.seconds:.2f} s: generation {event.generation} serves",
+    events.ReloadFailed: lambda event: f"the reload failed, the old workers go on: {event.reason}",
+    events.Upgrading: lambda event: f"upgrading: the program starts again as process {event.pid}",
+    events.UpgradeFailed: lambda event: f"the upgrade failed, this program goes on: {event.reason}",
+    events.ControlEnded: lambda event: f"the control process ({event.pid}) ended: {event.reason}; {_again(event)}",
     events.LimitNear: lambda event: f"{event.limit} is near: {event.value} of {event.maximum}",
+    events.CertificateRenewed: lambda event: f"serving with the new certificate in {event.certfile}",
+    events.CertificateRefused: lambda event: (
+        f"the new certificate in {event.certfile} cannot be used, the one before is kept: {_error(event.error)}"
+    ),
+    events.CertificateExpires: lambda event: (
+        f"the certificate in {event.certfile} "
+        + (f"expires in {event.seconds / 86400:.1f} days" if event.seconds > 0 else "has expired")
+    ),
     events.LimitsAdjusted: lambda event: f"{event.limit} is {event.actual}, not {event.wanted}: {event.reason}",
 }
 

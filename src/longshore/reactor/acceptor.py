@@ -63,6 +63,9 @@ class AcceptOwner(Protocol):
     def may_accept(self, *, knocking: bool) -> bool:
         """Whether there is room; if not, the acceptor pauses until `resume`."""
 
+    def settled(self) -> None:
+        """A burst is over, and what `may_accept` allowed last may not have come."""
+
     def accepted(self, sock: socket.socket, address: Any) -> None:
         """A connection; the socket is the owner's now."""
 
@@ -121,6 +124,12 @@ class Acceptor:
         self._burst(self._bite, knocking=True)
 
     def _burst(self, limit: int, *, knocking: bool) -> None:
+        try:
+            self._accept_up_to(limit, knocking=knocking)
+        finally:
+            self._owner.settled()
+
+    def _accept_up_to(self, limit: int, *, knocking: bool) -> None:
         for _ in range(limit):
             if self._closed:
                 return

@@ -245,6 +245,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(format="longshore broker: %(message)s")
     os.umask(0o077)
+    if os.fork():
+        # It is no child of its owner's, whose children are counted and waited for by others.
+        os._exit(0)
     directory: Path = options.directory
     core = Core(_next_epoch(directory), options.max_item)
     desk = _Desk(core, (directory / "key").read_bytes())
@@ -263,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _serve(server: Server, options: argparse.Namespace) -> None:
     """Serve until the owner is gone."""
     server.start()
-    os.write(options.ready, b"1")
+    os.write(options.ready, b"%d" % os.getpid())
     os.close(options.ready)
     waiting = selectors.DefaultSelector()
     waiting.register(options.lifeline, selectors.EVENT_READ)

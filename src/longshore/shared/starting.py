@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,7 +54,7 @@ class Broker:
         command = [sys.executable, "-m", "longshore.shared.broker", str(self.directory)]
         command += ["--owner", str(os.getpid()), "--lifeline", str(lifeline), "--ready", str(ready)]
         try:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 [*command, "--max-item", str(max_item)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -65,9 +67,9 @@ class Broker:
             os.close(lifeline)
             os.close(ready)
         with open(came, "rb") as stream:
-            up = stream.read(1)
+            up = stream.read()
+        code = process.wait()
         if not up:
-            code = self.process.wait()
             os.close(self._lifeline)
             if made:
                 shutil.rmtree(self.directory, ignore_errors=True)
@@ -75,29 +77,33 @@ class Broker:
                 f"the broker in {self.directory} did not come up (exit {code})", hint="Its standard error says why."
             )
 
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        return self.process.pid
+        #: Its process, which is no child of this one.
+        self.pid = int(up)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for its end, and kill it after `seconds`."""
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(self.pid)
+            try:
+                if not select.select([descriptor], [], [], seconds)[0]:
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    select.select([descriptor], [], [], 5)
+            finally:
+                os.close(descriptor)
 
     def release(self) -> None:
         """Take note of its death; its directory stays, for the next one."""
         if self._lifeline >= 0 and self._pid == os.getpid():
             os.close(self._lifeline)
             self._lifeline = -1
-            self.process.kill()
-            self.process.wait()
+            self._wait(0)
 
     def stop(self) -> None:
         """End it, and remove what it had; again, or in a child of its owner, does nothing."""
         if self._lifeline >= 0 and self._pid == os.getpid():
             os.close(self._lifeline)
             self._lifeline = -1
-            try:
-                self.process.wait(5)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            self._wait(5)
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> Broker:

@@ -94,7 +94,7 @@ class Session:
         self.is_open = False
         #: Whether the server has ended it.
         self.was_cut = False
-        self._opened_at = host.reactor.now()
+        self.opened_at = host.reactor.now()
         self._failure: tuple[str, BaseException | None] | None = None
         self._gone: tuple[str, BaseException | None] | None = None
         self._ended = False
@@ -194,7 +194,7 @@ class Session:
                 sent=sent,
                 unsent=unsent,
                 messages=0 if connection is None else connection.messages,
-                duration=self.host.reactor.now() - self._opened_at,
+                duration=self.host.reactor.now() - self.opened_at,
             )
         )
         self.host.session_ended(self)
