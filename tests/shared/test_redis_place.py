@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from longshore import shared
 from longshore.errors import AddressError, BrokerLost, ClosedError, ConfigError, PermissionNeeded
 from longshore.shared.places import FENCE_BITS, Status, Verb
 from longshore.shared.redis import RedisPlace
@@ -559,6 +560,21 @@ def test_the_url_of_a_place_has_no_password(own_redis):
     place = RedisPlace(server.url.replace("//", "//:right@"))
     place.close()
     assert place.url == server.url
+
+
+@pytest.mark.slow
+def test_joining_puts_no_password_into_the_environment_but_leaves_the_one_that_lies_there(own_redis, monkeypatch):
+    server = own_redis("--requirepass", "right")
+    url = server.url.replace("//", "//:right@")
+    monkeypatch.delenv("LONGSHORE_SHARED", raising=False)
+    shared.leave()
+    shared.join(url)
+    assert os.environ["LONGSHORE_SHARED"] == server.url
+    shared.leave()
+    monkeypatch.setenv("LONGSHORE_SHARED", url)
+    assert shared.join().url == server.url
+    assert os.environ["LONGSHORE_SHARED"] == url
+    shared.leave()
 
 
 @pytest.mark.parametrize("rest", ["0?lease=never", "0?lease=0", "many"])
