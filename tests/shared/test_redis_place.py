@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+import trustme
 
 from longshore import shared
 from longshore.errors import AddressError, BrokerLost, ClosedError, ConfigError, PermissionNeeded
@@ -530,6 +531,32 @@ def test_nobody_listening_is_an_address_error():
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(AddressError, match="nobody answers there"):
             RedisPlace(f"redis://127.0.0.1:{unused.getsockname()[1]}/0")
+
+
+@pytest.mark.slow
+def test_a_place_may_be_reached_over_tls(own_redis, tmp_path):
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    ca, pem = tmp_path / "ca.pem", tmp_path / "server.pem"
+    authority.cert_pem.write_to_path(ca)
+    certificate.private_key_and_cert_chain_pem.write_to_path(pem)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    files = ["--tls-cert-file", str(pem), "--tls-key-file", str(pem), "--tls-ca-cert-file", str(ca)]
+    own_redis("--tls-port", str(port), "--tls-auth-clients", "no", *files)
+    place = RedisPlace(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={ca}&lease=1")
+    try:
+        place.ask(Verb.DECLARE, QUEUE, fields=(b"maxsize=0",))
+        waiter = Waiter(place, Verb.GET, QUEUE, 1, 0, None)
+        # Longer than one renewal, and larger than one record of TLS.
+        assert place.ask(Verb.GET, QUEUE, 2, 0, 0.7).status == Status.LATE
+        place.ask(Verb.PUT, QUEUE, fields=(b"x" * 100_000,))
+        assert waiter.result().fields[0] == b"x" * 100_000
+    finally:
+        place.close()
+    with pytest.raises(AddressError, match="certificate"):
+        RedisPlace(f"rediss://127.0.0.1:{port}/0")
 
 
 @pytest.mark.slow
