@@ -23,6 +23,7 @@ import pytest
 import trustme
 
 from longshore import shared
+from shared.redis_servers import PROGRAM, WHY_NOT, RedisProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,12 +224,22 @@ def test_the_demo_takes_the_next_port_if_its_own_is_taken_and_says_so():
     assert first_line.split("tcp://127.0.0.1:")[1] != str(port)
 
 
-@pytest.fixture
-def place(monkeypatch):
-    """A broker that the examples find in their environment."""
-    with shared.start_broker() as broker:
-        monkeypatch.setenv("LONGSHORE_SHARED", broker.url)
+@pytest.fixture(params=["local", "redis"])
+def place(request, monkeypatch, tmp_path):
+    """A broker, or a Redis server, that the examples find in their environment."""
+    if request.param == "local":
+        with shared.start_broker() as broker:
+            monkeypatch.setenv("LONGSHORE_SHARED", broker.url)
+            yield
+        return
+    if PROGRAM is None:
+        pytest.skip(WHY_NOT)
+    server = RedisProcess(tmp_path)
+    try:
+        monkeypatch.setenv("LONGSHORE_SHARED", server.url)
         yield
+    finally:
+        server.kill()
 
 
 def test_a_shared_chat_tells_everybody_in_every_process(tmp_path, place):

@@ -15,9 +15,17 @@ import pytest
 
 from longshore import Server, connect, shared
 from longshore.framing import Lines
+from shared.redis_servers import PROGRAM, WHY_NOT, RedisProcess
+
+
+@contextlib.contextmanager
+def on_redis(request):
+    """A database without any key; whoever dies has a short lease."""
+    yield f"{request.getfixturevalue('redis_server').url}?lease=2"
+
 
 #: Places, by name: a function that makes a context manager, which gives the URL.
-PLACES = {"local": shared.start_broker}
+PLACES = {"local": lambda _request: shared.start_broker(), "redis": on_redis}
 
 BLOCKING = ["inline", "threads", "green", "processes"]
 
@@ -26,7 +34,7 @@ BLOCKING = ["inline", "threads", "green", "processes"]
 def place(request):
     """The URL of a fresh place, which this process and those that it starts are joined to."""
     shared.leave()
-    with PLACES[request.param]() as made:
+    with PLACES[request.param](request) as made:
         url = made if isinstance(made, str) else made.url
         shared.join(url)
         try:
@@ -81,3 +89,37 @@ def program():
         process.wait()
         process.stdin.close()
         process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def redis_process(tmp_path_factory):
+    """One server for all tests that do not end it; each finds it empty."""
+    if PROGRAM is None:
+        pytest.skip(WHY_NOT)
+    process = RedisProcess(tmp_path_factory.mktemp("redis"))
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def redis_server(redis_process):
+    """The server, without any key."""
+    redis_process.command("FLUSHALL")
+    return redis_process
+
+
+@pytest.fixture
+def own_redis(tmp_path):
+    """Start a server of this test's own, which it may end: `own_redis(*options)`."""
+    if PROGRAM is None:
+        pytest.skip(WHY_NOT)
+    started = []
+
+    def start(*options):
+        started.append(RedisProcess(tmp_path, *options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.process.poll() is None:
+            process.kill()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import random
@@ -18,6 +19,7 @@ import pytest
 
 from longshore import shared
 from longshore.errors import BrokerLost
+from shared.redis_servers import PROGRAM, WHY_NOT, RedisProcess
 
 ROUNDS = int(os.environ.get("LONGSHORE_ROUNDS", "1000"))
 
@@ -60,12 +62,21 @@ def end(process: subprocess.Popen) -> None:
     process.stdout.close()
 
 
-@pytest.fixture
-def joined():
+@pytest.fixture(params=["local", "redis"])
+def joined(request, tmp_path):
     shared.leave()
-    with shared.start_broker() as broker:
-        shared.join(broker.url)
-        yield broker
+    with contextlib.ExitStack() as stack:
+        if request.param == "local":
+            url = stack.enter_context(shared.start_broker()).url
+        elif PROGRAM is None:
+            pytest.skip(WHY_NOT)
+        else:
+            server = RedisProcess(tmp_path)
+            stack.callback(server.kill)
+            # A killed worker is missed for its lease, which is what a round takes.
+            url = f"{server.url}?lease=2"
+        shared.join(url)
+        yield url
         shared.leave()
 
 

@@ -84,7 +84,9 @@ def join(url: str | None = None) -> Place:
         _era += _place is not None
         place: Any = getattr(import_module(module), name)(url)
         _place, _asked = place, url
-        os.environ[VARIABLE] = str(url)
+        if os.environ.get(VARIABLE) != url:
+            # Without a password, which the environment would tell to all that is started.
+            os.environ[VARIABLE] = place.url
         return _place
 
 

@@ -222,9 +222,13 @@ class Place(Protocol):
     epoch: int
     #: Bytes that one value may have; the primitives check it before they ask.
     max_item: int
-    #: Whether a verb that does not wait is answered so soon (tens of microseconds) that a reactor's thread may block
-    #: for it.  Where this is False such verbs raise `WouldBlock` there, too.
-    is_prompt: bool
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether the caller may block for a verb that does not wait, as it is answered soon.
+
+        Where this is False a greenlet parks, and such verbs raise `WouldBlock` on a reactor's thread, too.
+        """
 
     @property
     def is_lost(self) -> bool:
