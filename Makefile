@@ -78,16 +78,12 @@ cargo:
 	@if $(RUST_WORKS); then cd rust && cargo test --locked --quiet; fi
 
 .PHONY: stress
-stress: $(STAMP) ## Break what can break under load: kills, reloads, exhaustion (prints its figures; minutes)
-	$(BIN)/python -m pytest tests/stress -q -s --timeout=0
+stress: $(STAMP) ## Kill, reload, exhaust and attack for minutes; prints its figures (ROUNDS=1000 kills)
+	LONGSHORE_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/python -m pytest tests/stress -q -s --timeout=0 -o faulthandler_timeout=0
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## Throw a million random inputs at the native framings, and compare with the portable ones
 	LONGSHORE_FUZZ=1000000 $(BIN)/python -m pytest -q --timeout=0 tests/unit/test_native_framing.py -o faulthandler_timeout=0
-
-.PHONY: stress
-stress: $(STAMP) ## Kill holders, waiters and brokers a thousand times (ROUNDS=1000)
-	LONGSHORE_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/python -m pytest tests/stress -q --timeout=0 -o faulthandler_timeout=0
 
 .PHONY: wheel
 wheel: $(STAMP) ## Build a wheel with the native reactor into dist/
@@ -135,10 +131,6 @@ bench: $(BENCH_STAMP) ## Measure Longshore beside its peers (QUICK=1, CHECK=1, O
 .PHONY: soak
 soak: $(BENCH_STAMP) ## A million connections and ten million messages: does memory grow? (QUICK=1)
 	@$(BENCH) soak $(if $(QUICK),--quick) --server 'longshore reactor' --server 'longshore green'
-
-.PHONY: stress
-stress: $(STAMP) ## Thousands of hostile clients, faults and floods; prints its figures (minutes)
-	$(BIN)/python -m pytest tests/stress -q -s --timeout=0 -o faulthandler_timeout=0
 
 .PHONY: fairness
 fairness: $(BENCH_STAMP) ## Do clients that flood delay others?
