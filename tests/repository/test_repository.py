@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import os
 import subprocess
@@ -70,11 +71,16 @@ def test_a_module_lists_what_other_modules_import_from_it(name):
 
 def names_imported_from(name: str) -> set[str]:
     """What the other modules of the package import from this one by name."""
-    found: set[str] = set()
+    return imports_by_module().get(name, set())
+
+
+@functools.cache
+def imports_by_module() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == name:
-                found |= {alias.name for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found.setdefault(node.module, set()).update(alias.name for alias in node.names)
     return found
 
 

@@ -69,6 +69,9 @@ ALL = (
     events.Upgrading(pid=8),
     events.UpgradeFailed(reason="exit status 1"),
     events.ControlEnded(pid=9, reason="exit status 1", retry_in=1.0),
+    events.CertificateRenewed(certfile="server.pem", expires=2e9),
+    events.CertificateRefused(certfile="server.pem", error=OSError(2, "No such file or directory")),
+    events.CertificateExpires(certfile="server.pem", expires=2e9, seconds=86400.0),
     events.ControlOpened(metrics=("http://127.0.0.1:9100/metrics",), control=("/run/app.sock",)),
 )
 

@@ -9,7 +9,7 @@ from longshore.errors import ConfigError, NotHeld
 from longshore.shared.handle import Handle, seconds
 from longshore.shared.places import Reply, Status, Verb
 
-__all__ = ("Held", "Lock", "RLock", "Semaphore")
+__all__ = ("Grant", "Held", "Lock", "RLock", "Semaphore")
 
 
 class Grant(NamedTuple):

@@ -6,7 +6,7 @@ two processes on Python 3.11, by tests that `tests/pool/test_deaths.py` has now:
 
 * Pebble 5.2.3 survives kills between results (58 of 1,000 tasks killed, 58 failed).  But its processes write their
   results to one pipe under one lock: after one was killed in the middle of a result of 60 MB, or while it held that
-  lock, none of the next 20 tasks came back, for ever.
+  lock, none of the next tasks came back within 8 seconds each.
 * loky 3.7.0 breaks as a whole by design: of the same 1,000 tasks 969 failed with the first that was killed, and so did
   all 20 after each of the other deaths.
 
