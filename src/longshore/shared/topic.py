@@ -110,16 +110,22 @@ class Subscription:
         while not self._closed:
             try:
                 value = self.get()
-            except ClosedError:
-                return
+            except LongshoreError as error:
+                # Once it is closed the place may be left as well, and whichever came first ends the wait.
+                if self._closed or isinstance(error, ClosedError):
+                    return
+                raise
             yield value
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         while not self._closed:
             try:
                 value = await self.aget()
-            except ClosedError:
-                return
+            except LongshoreError as error:
+                # Once it is closed the place may be left as well, and whichever came first ends the wait.
+                if self._closed or isinstance(error, ClosedError):
+                    return
+                raise
             yield value
 
     def __enter__(self) -> Self:
