@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import threading
 from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 
@@ -236,17 +238,18 @@ def test_metrics_are_there_while_a_worker_is_blocked(harbour, ctl):
     assert ready(ctl, 1)
 
 
-def test_every_metric_is_on_the_page_or_asked_for_elsewhere(harbour, ctl):
+def test_every_metric_is_on_the_page_and_in_the_reference(harbour, ctl):
     harbour.start()
     ready(ctl, 1)
     _, page = harbour.page("/metrics")
-    elsewhere = {
-        "longshore_certificate_expiry_timestamp_seconds",
-        "longshore_broker_up",
-        "longshore_pool_tasks",
-    }
-    shown = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
-    assert shown == {metric.name for metric in metrics.METRICS} - elsewhere
+    shown = {line.split()[2]: line.split()[3] for line in page.splitlines() if line.startswith("# TYPE")}
+    assert shown == {metric.name: metric.kind for metric in metrics.METRICS}
+    reference = (Path(__file__).resolve().parents[2] / "docs/reference/metrics.md").read_text()
+    listed = re.findall(r"^\| `(longshore_\w+)` \| (\w+) \| (.+?) \|", reference, re.MULTILINE)
+    assert [(metric.name, metric.kind) for metric in metrics.METRICS] == [row[:2] for row in listed]
+    assert [set(metric.label.split(", ")) - {""} for metric in metrics.METRICS] == [
+        set(re.findall(r"`(\w+)`", labels)) for *_, labels in listed
+    ]
 
 
 def test_names_follow_prometheus_conventions():

@@ -64,9 +64,6 @@ METRICS = (
     Metric("longshore_limit", "gauge", "Limits that are numbers, as set now.", "", "limit"),
     Metric("longshore_ready", "gauge", "1 while new connections are welcome.", ""),
     Metric("longshore_info", "gauge", "What is served, and how.", "", "version, handler, strategy, reactor"),
-    Metric("longshore_certificate_expiry_timestamp_seconds", "gauge", "When a certificate ends.", "", "certificate"),
-    Metric("longshore_broker_up", "gauge", "1 while the broker of shared primitives answers.", "", "worker"),
-    Metric("longshore_pool_tasks", "gauge", "Tasks of the pool, waiting or running.", "", "worker"),
 )
 
 
