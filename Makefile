@@ -15,7 +15,7 @@ BENCH_STAMP := $(BENCH_VENV)/.ready
 BENCH := PYTHONPATH=src $(BENCH_VENV)/bin/python -m bench
 BENCH_CARGO := --manifest-path bench/native/Cargo.toml
 # The native reactor is rebuilt when its sources change; without cargo there is none, and setup.py says so.
-RUST := setup.py rust/Cargo.toml rust/Cargo.lock rust/build.rs $(shell find rust/src -name '*.rs')
+RUST := setup.py rust/Cargo.toml rust/Cargo.lock rust/build.rs $(shell find rust/src rust/shield -name '*.rs' -not -path '*/target/*')
 # A cargo on the PATH may be a shim without a toolchain, or cut off from its registry: then Rust is not checked, and said so.
 RUST_WORKS = cargo clippy --version >/dev/null 2>&1 && cargo fmt --version >/dev/null 2>&1 \
 	&& cargo fetch --quiet --locked --manifest-path rust/Cargo.toml >/dev/null 2>&1 \
@@ -82,7 +82,7 @@ stress: $(STAMP) ## Break what can break under load: kills, reloads, exhaustion 
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## Throw a million random inputs at the native framings, and compare with the portable ones
-	LONGSHORE_FUZZ=1000000 $(BIN)/python -m pytest -q --timeout=0 tests/unit/test_native_framing.py
+	LONGSHORE_FUZZ=1000000 $(BIN)/python -m pytest -q --timeout=0 tests/unit/test_native_framing.py -o faulthandler_timeout=0
 
 .PHONY: wheel
 wheel: $(STAMP) ## Build a wheel with the native reactor into dist/

@@ -12,7 +12,27 @@ from typing_extensions import disjoint_base
 
 from longshore.config import Limits, Timeouts
 
-__all__ = ["DONE", "Datagrams", "Done", "Framing", "Lines", "Origin", "Reactor", "Stream", "Taking", "Timer", "taking"]
+__all__ = [
+    "Accepting",
+    "DONE",
+    "Datagrams",
+    "Done",
+    "Framing",
+    "Lines",
+    "Origin",
+    "Reactor",
+    "Stream",
+    "Taking",
+    "Timer",
+]
+
+@final
+class Accepting:
+    """What takes the connections of one listening socket, by one call of the system each."""
+
+    def __new__(cls, listener: Socket) -> Accepting: ...
+    def accept(self) -> tuple[Socket, Any]:
+        """The next connection, in non-blocking mode, and its peer's address; errors are the system's own."""
 
 @final
 class Origin:
@@ -81,7 +101,7 @@ class Lines:
 
 @final
 class Taking:
-    """A coroutine that takes input; see `taking`."""
+    """A coroutine that takes input; see `Stream.taking`."""
 
     def __await__(self) -> Taking: ...
     def __iter__(self) -> Taking: ...
@@ -105,15 +125,6 @@ class Done:
 
 #: The one that serves all.
 DONE: Done
-
-def taking(
-    wait: Callable[[float | None], Any],
-    timeout: float | None,
-    take: Callable[..., Any],
-    first: Any = None,
-    second: Any = None,
-) -> Taking:
-    """What `take(first, second)` answers, once that is not `NEED_MORE`; `wait(timeout)` is awaited while it is."""
 
 @final
 class Timer:
@@ -298,6 +309,11 @@ class Stream:
     def detach(self) -> tuple[Socket, bytes]: ...
     def dispatch(self, call: Callable[..., Any], subject: Any, receiver: Any, *, batches: bool = False) -> None: ...
     def go_on(self) -> None: ...
+    def taking(
+        self, link: Any, timeout: float | None, take: Callable[..., Any], first: Any = None, second: Any = None
+    ) -> Taking: ...
+    def taking_line(self, link: Any, timeout: float | None, limit: int) -> Taking: ...
+    def taking_some(self, link: Any, timeout: float | None, count: int) -> Taking: ...
 
     # What a stream that takes this one's place needs.
     def take_output(self) -> bytes:

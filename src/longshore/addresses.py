@@ -50,6 +50,8 @@ PATH_LIMIT: Final = 107 if sys.platform == "linux" else 103
 _UNIX_TYPES: Final = {"unix": "SOCK_STREAM", "unixgram": "SOCK_DGRAM", "seqpacket": "SOCK_SEQPACKET"}
 
 #: linux/vm_sockets.h: the context ids that have names, and the numbers for "any".
+# Of an enumeration, comparing with which costs more than with a number.
+_IPV4: Final = int(socket.AF_INET)
 _VSOCK_ANY: Final = 0xFFFFFFFF
 _VSOCK_HOSTS: Final = {"": _VSOCK_ANY, "*": _VSOCK_ANY, "any": _VSOCK_ANY, "local": 1, "host": 2}
 
@@ -255,6 +257,9 @@ def format_peer(family: int, sockaddr: Any) -> str:
 
     An IPv4 peer of an IPv6 socket reads as IPv4.  Where there is no port (raw sockets), it is left out.
     """
+    if family == _IPV4 and type(sockaddr) is tuple and sockaddr[1:] and sockaddr[1]:
+        # Nearly everybody, and this is done for each connection.
+        return f"{sockaddr[0]}:{sockaddr[1]}"
     if family in (socket.AF_INET, socket.AF_INET6) and isinstance(sockaddr, tuple) and len(sockaddr) >= 2:
         host, port = str(sockaddr[0]), sockaddr[1]
         if host.lower().startswith("::ffff:") and "." in host:

@@ -59,7 +59,8 @@ class Admission:
         #: Of those that are over: bytes both ways, and messages.
         self.received = self.sent = self.messages = 0
         self._strategy: Strategy
-        self._tls_context: Any = None
+        #: The `ssl.SSLContext` of connections to come.
+        self.tls_context: Any = None
         self._doors: list[_Door] = []
         self._accepting = False
         #: Whether others go on accepting on the same sockets, so that what is queued is theirs.
@@ -75,7 +76,7 @@ class Admission:
     def open(self, listeners: list[Listener], strategy: Strategy, tls_context: Any) -> None:
         """Accept on all listening sockets from now on."""
         self._strategy = strategy
-        self._tls_context = tls_context
+        self.tls_context = tls_context
         self._fit_descriptors()
         self._handlers.maximum = strategy.capacity(self._host.limits)
         self._accepting = True
@@ -243,7 +244,7 @@ class Admission:
 
     def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Take an accepted connection, or turn it away."""
-        family = listener.socket.family
+        family = listener.family
         peer, who = format_peer(family, address), _who(family, sock, address)
         trusted = who in self._trusted
         # A trusted proxy is not judged, its clients are, each when it is known.
@@ -252,7 +253,8 @@ class Admission:
             self._turn_away(sock, peer, listener.url, limit)
             return
         self.accepted += 1
-        _set_options(sock, listener)
+        if not listener.hands_down:
+            _set_options(sock, listener)
         if trusted and self._proxy is not None:
             introduce = functools.partial(self.introduced, listener)
             self._begin(Prologue(self._host, sock, peer, listener.url, self._proxy, introduce), None)
@@ -281,7 +283,7 @@ class Admission:
             self._release(who)
             self._turn_away(sock, peer, listener.url, self._handshakes.name)
             return
-        session = self._strategy.open(sock, peer, listener.url, self._tls_context if listener.is_tls else None)
+        session = self._strategy.open(sock, peer, listener.url, self.tls_context if listener.is_tls else None)
         if introduction is not None and session.connection is not None:
             session.introduce(*introduction)
         if listener.is_tls:

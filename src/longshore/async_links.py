@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
     from longshore.reactor.portable import PortableReactor
-    from longshore.reactor.stream import Stream
 
 __all__ = ("AsyncLink", "Embedding", "embed")
 
@@ -50,11 +49,6 @@ class AsyncLink(StreamLink):
     def waiting(self) -> bool:
         """Whether a task waits for input now."""
         return self._hungry > 0
-
-    def attach(self, stream: Stream) -> None:
-        """Stand on `stream`, and offer to it without a detour until some other thread has written."""
-        super().attach(stream)
-        self._shorten()
 
     def _wake(self) -> None:
         super()._wake()

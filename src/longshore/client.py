@@ -30,6 +30,7 @@ from longshore.errors import (
 )
 from longshore.links import StreamLink
 from longshore.packet_links import PacketLink
+from longshore.proxy import header
 from longshore.socket_links import SocketLink
 from longshore.tls import Session, TLSError, client_context, describe
 
@@ -86,6 +87,7 @@ def connect(
     timeout: float | None = 10,
     tls: TLS | None = None,
     retry: Retry | int | None = None,
+    proxy: int | bytes | None = None,
 ) -> Connection:
     """Connect to `url`, whatever its scheme.
 
@@ -93,6 +95,9 @@ def connect(
     timeout for each wait, as with `socket.create_connection`.  On `tls://` certificate and name are verified.  On
     datagram addresses each `receive()` or `recv()` is one datagram.  A green handler lets the others run while it
     waits, here and on the connection.
+
+    With `proxy` a PROXY header goes first: of that version (1 or 2), about this connection itself; or one that
+    `longshore.proxy.header` has made, on behalf of somebody else.
 
     Raises:
         ConfigError: the URL or an option is no good.
@@ -105,13 +110,13 @@ def connect(
         >>> with connect("tcp://127.0.0.1:5000", framing=Lines()) as connection:  # doctest: +SKIP
         ...     connection.request(b"hello")
     """
-    address, context, pauses = _plan(url, timeout, tls, retry)
+    address, context, pauses = _plan(url, timeout, tls, retry, proxy)
     parking = current_parking()
     while True:
         try:
             if parking is not None:
-                return _connect_parked(parking, address, framing, timeout, context)
-            return _connect(address, framing, timeout, context)
+                return _connect_parked(parking, address, framing, timeout, context, proxy)
+            return _connect(address, framing, timeout, context, proxy)
         except (AddressUnavailable, ConnectTimeout, HandshakeTimeout):
             pause = next(pauses, None)
             if pause is None:
@@ -125,6 +130,7 @@ async def open_connection(
     timeout: float | None = 10,
     tls: TLS | None = None,
     retry: Retry | int | None = None,
+    proxy: int | bytes | None = None,
 ) -> AsyncConnection:
     """As `connect`, in the running asyncio loop.
 
@@ -138,10 +144,10 @@ async def open_connection(
     """
     import asyncio
 
-    address, context, pauses = _plan(url, timeout, tls, retry)
+    address, context, pauses = _plan(url, timeout, tls, retry, proxy)
     while True:
         try:
-            return await _open_connection(address, framing, timeout, context)
+            return await _open_connection(address, framing, timeout, context, proxy)
         except (AddressUnavailable, ConnectTimeout, HandshakeTimeout):
             pause = next(pauses, None)
             if pause is None:
@@ -150,7 +156,7 @@ async def open_connection(
 
 
 def _plan(
-    url: str, timeout: float | None, tls: TLS | None, retry: Retry | int | None
+    url: str, timeout: float | None, tls: TLS | None, retry: Retry | int | None, proxy: int | bytes | None
 ) -> tuple[Address, Any, Iterator[float]]:
     address = parse(url)
     if timeout is not None and not timeout > 0:
@@ -160,6 +166,10 @@ def _plan(
             f"{address}: tls=... is for addresses that speak TLS",
             hint="Write tls://HOST:PORT (unix:///PATH?tls=1), or call start_tls() on the connection.",
         )
+    if proxy is not None and not isinstance(proxy, bytes) and proxy not in (1, 2):
+        raise ConfigError(f"proxy={proxy!r}: must be 1, 2, or the bytes of a PROXY header")
+    if proxy is not None and not address.is_stream:
+        raise ConfigError(f"{address}: a PROXY header goes in front of a stream, and this is none")
     if retry is None:
         retry = Retry(attempts=1)
     elif not isinstance(retry, Retry):
@@ -170,11 +180,11 @@ def _plan(
 # -- blocking ----------------------------------------------------------------------------------------------
 
 
-def _connect(address: Address, framing: Framing | None, timeout: float | None, context: Any) -> Connection:
+def _connect(address: Address, framing: Framing | None, timeout: float | None, context: Any, proxy: Any) -> Connection:
     deadline = None if timeout is None else time.monotonic() + timeout
     sock, endpoint = dial(address, deadline, timeout)
     try:
-        peer, local = _prepared(address, sock, endpoint)
+        peer, local = _prepared(address, sock, endpoint, proxy)
         if context is not None:
             sock = _handshaken(address, sock, context, deadline, timeout)
     except BaseException:
@@ -184,13 +194,16 @@ def _connect(address: Address, framing: Framing | None, timeout: float | None, c
     return Connection(kind(sock, peer, framing), peer=peer, local=local, timeout=timeout)
 
 
-def _prepared(address: Address, sock: socket.socket, endpoint: Endpoint) -> tuple[str, str]:
-    """Set what the address asks for; the names of both ends."""
+def _prepared(address: Address, sock: socket.socket, endpoint: Endpoint, proxy: Any) -> tuple[str, str]:
+    """Set what the address asks for, and send what goes before everything else; the names of both ends."""
     if sock.type == socket.SOCK_STREAM and sock.family in (socket.AF_INET, socket.AF_INET6) and address.options.nodelay:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Raw and TIPC sockets note where packets go, but getpeername(2) does not tell.
     quiet = sock.type in (socket.SOCK_RAW, socket.SOCK_RDM)
     peer = endpoint.sockaddr if quiet else sock.getpeername()
+    if proxy is not None:
+        # A socket that was never written to takes this at once.
+        sock.send(proxy if isinstance(proxy, bytes) else header(sock.getsockname(), peer, proxy))
     return format_peer(sock.family, peer), format_peer(sock.family, sock.getsockname())
 
 
@@ -318,7 +331,7 @@ def _stream(
 
 
 def _connect_parked(
-    parking: Parking, address: Address, framing: Framing | None, timeout: float | None, context: Any
+    parking: Parking, address: Address, framing: Framing | None, timeout: float | None, context: Any, proxy: Any
 ) -> Connection:
     """As `_connect`, in a green handler: over its own reactor, which turns meanwhile."""
     from longshore.strategies.green import GreenLink
@@ -332,7 +345,7 @@ def _connect_parked(
     deadline = None if timeout is None else time.monotonic() + timeout
     sock, endpoint = _dial_parked(parking, address, deadline, timeout)
     try:
-        peer, local = _prepared(address, sock, endpoint)
+        peer, local = _prepared(address, sock, endpoint, proxy)
         session = _session(address, context)
     except BaseException:
         sock.close()
@@ -380,7 +393,7 @@ def _dial_parked(
 
 
 async def _open_connection(
-    address: Address, framing: Framing | None, timeout: float | None, context: Any
+    address: Address, framing: Framing | None, timeout: float | None, context: Any, proxy: Any
 ) -> AsyncConnection:
     import asyncio
 
@@ -390,7 +403,7 @@ async def _open_connection(
     deadline = None if timeout is None else time.monotonic() + timeout
     sock, endpoint = await dial_async(address, timeout)
     try:
-        peer, local = _prepared(address, sock, endpoint)
+        peer, local = _prepared(address, sock, endpoint, proxy)
         session = _session(address, context)
     except BaseException:
         sock.close()

@@ -127,7 +127,8 @@ class TLS:
     """What `tls://` addresses (and `start_tls`) need: files, or an `ssl.SSLContext` of your own.
 
     On a client, `TLS()` verifies the server against the system's authorities, `client_ca` replaces those
-    authorities, and `certfile` is the client's own certificate.
+    authorities, and `certfile` is the client's own certificate.  A server that finds its files changed loads them
+    again, for connections to come; a context of your own is yours to change.
     """
 
     certfile: str | None = option(None, "the certificate chain (PEM)")
@@ -135,6 +136,7 @@ class TLS:
     client_ca: str | None = option(None, "authorities (PEM) whose clients are required and trusted")
     minimum: str = option("1.2", "the oldest version of TLS that is spoken")
     alpn: tuple[str, ...] = option((), "protocols offered by ALPN, the best first")
+    certificate_check: float | None = option(10, "seconds between looks at whether the files have changed")
     context: ssl.SSLContext | None = option(None, "your own context; nothing else is read then")
 
     #: What `minimum` may be.
@@ -143,6 +145,7 @@ class TLS:
     def __post_init__(self) -> None:
         if self.minimum not in self.VERSIONS:
             raise ConfigError(f"TLS(minimum={self.minimum!r}): must be one of {', '.join(map(repr, self.VERSIONS))}")
+        _positive_or_none(self, "certificate_check")
         if self.context is not None and (self.certfile or self.keyfile or self.client_ca or self.alpn):
             raise ConfigError(
                 "TLS(context=...) with other fields: a context of your own is taken as it is",

@@ -52,6 +52,8 @@ class _Named:
         self.draining: bool = False
         self._messages = 0
         self._timeout = timeout
+        #: What is written inside of `corked`.
+        self._cork: bytearray | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.local} with {self.peer}>"
@@ -175,9 +177,6 @@ class Connection(_Named):
         ...         connection.sendall(data)
     """
 
-    #: What is written inside of `corked`.
-    _cork: bytearray | None = None
-
     def _take(self, attempt: Callable[..., Any], *args: Any) -> Any:
         piece = attempt(*args)
         return self._wait_and_take(attempt, *args) if piece is NEED_MORE else piece
@@ -269,7 +268,7 @@ class Connection(_Named):
         """
         if self._cork is not None:
             self._cork += data
-        elif not self._link.offer(data):
+        elif not self._link.output.offer(data):
             self._link.write(data if type(data) is bytes else bytes(data), self._timeout)
 
     def send(self, message: Any) -> int:
@@ -360,11 +359,12 @@ class AsyncConnection(_Named):
 
     def _take(self, attempt: Callable[..., Any], *args: Any) -> Coroutine[Any, Any, Any]:
         link: Any = self._link
-        return link.stream.taking(link.input_came, self._timeout, attempt, *args)  # type: ignore[no-any-return]
+        return link.stream.taking(link, self._timeout, attempt, *args)  # type: ignore[no-any-return]
 
     def recv(self, count: int) -> Coroutine[Any, Any, bytes]:
         """As `Connection.recv`."""
-        return self._take(self._link.input.take_some, count)
+        link: Any = self._link
+        return link.stream.taking_some(link, self._timeout, count)  # type: ignore[no-any-return]
 
     async def recv_into(self, buffer: Any, nbytes: int = 0) -> int:
         """As `Connection.recv_into`."""
@@ -376,7 +376,7 @@ class AsyncConnection(_Named):
     def readline(self, limit: int = 65_536) -> Coroutine[Any, Any, bytes]:
         """As `Connection.readline`."""
         link: Any = self._link
-        return link.stream.taking(link.input_came, self._timeout, link.input.take_line, limit)  # type: ignore[no-any-return]
+        return link.stream.taking_line(link, self._timeout, limit)  # type: ignore[no-any-return]
 
     def read_exactly(self, count: int) -> Coroutine[Any, Any, bytes]:
         """As `Connection.read_exactly`."""
@@ -400,7 +400,7 @@ class AsyncConnection(_Named):
     def sendall(self, data: Any) -> Awaitable[None]:
         """Queue `data` now; the await returns once no more than `max_pending_bytes` are pending."""
         link: Any = self._link
-        if link.offer(data):
+        if link.output.offer(data):
             return link.stream.DONE  # type: ignore[no-any-return]
         return link.queue(bytes(data), self._timeout)  # type: ignore[no-any-return]
 
@@ -462,6 +462,9 @@ class _Writer(io.RawIOBase):
         return self._connection.fileno()
 
     def write(self, data: Any) -> int:
+        if type(data) is bytes:
+            self._connection.sendall(data)
+            return len(data)
         with memoryview(data) as view:
             self._connection.sendall(view)
             return view.nbytes

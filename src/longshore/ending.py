@@ -6,6 +6,7 @@ happens on the reactor's thread.  It begins once the server is open; a start tha
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from dataclasses import replace
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
 
 __all__ = ("GRACE", "Ending")
 
-#: From so many connections on, a drain closes them one after the other, so many a second.
-STORM, PACE = 100, 200
-#: Seconds that a connection has for its first byte, from its accept, if others serve on while this server drains.
-FRESH = 1.0
 #: Seconds that handlers have to end after their connection was cut, before they are abandoned.
 GRACE = 1.0
+#: Connections that may all be closed at once; of more, the idle ones are closed at about this many a second ...
+JITTERED = 1000
+#: ... but within this many seconds, and within half of the time that the drain has; ...
+JITTER = 5.0
+#: ... and sooner where nobody else serves on these addresses, as clients that come back find nobody anyway.
+JITTER_ALONE = 1.0
+#: Seconds that a connection has for its first byte, from its accept, if others serve on while this server drains.
+FRESH = 1.0
 
 
 class Ends(Protocol):
@@ -66,41 +71,47 @@ class Ending:
         if self._machine.state not in ("serving", "paused"):
             return
         server = self._server
+        # First of all: who asks whether this server is ready must hear that it is not before a door is shut.
+        server.emit(ServerDraining(connections=len(self._admission.sessions), timeout=timeout))
         self._begin()
         self._machine.to("draining")
         deadline = None if timeout is None else server.reactor.now() + timeout
-        server.emit(ServerDraining(connections=len(self._admission.sessions), timeout=timeout))
         for service in server.services:
             service.finish(deadline)
-        sessions = tuple(self._admission.sessions)
-        for session in sessions:
-            patience = self._patience_with(session, len(sessions), timeout)
-            if patience > 0:
-                server.reactor.call_later(patience, self._drain_one, session, deadline)
-            else:
-                session.drain(deadline)
+        self._drain_sessions(deadline, timeout)
         if timeout is not None:
             server.reactor.call_later(timeout, self.stop)
         self._finish_if_empty()
 
-    def _drain_one(self, session: Session, deadline: float | None) -> None:
-        if session in self._admission.sessions and self._machine.state == "draining":
-            session.drain(deadline)
+    def _drain_sessions(self, deadline: float | None, timeout: float | None) -> None:
+        """Ask every connection to finish: many not at once, as their clients would all come back in that moment."""
+        sessions = tuple(self._admission.sessions)
+        window = 0.0
+        if len(sessions) > JITTERED:
+            longest = JITTER if self._admission.leaves_queue else JITTER_ALONE
+            window = min(len(sessions) / JITTERED, longest, math.inf if timeout is None else timeout / 2)
+        for session in sessions:
+            patience = self._patience_with(session, window)
+            if patience > 0:
+                self._server.reactor.call_later(patience, self._drain_one, session, deadline)
+            else:
+                session.drain(deadline)
 
-    def _patience_with(self, session: Session, count: int, timeout: float | None) -> float:
+    def _patience_with(self, session: Session, window: float) -> float:
         """Seconds until `session` is drained.
 
-        Many clients that lose their connections at once all come back at once, so those are spread; and where others
-        go on serving, a client that has just connected finds out only here that it came to the wrong one, so its first
+        Only who is idle may wait: whoever is at work hears of it now, to make good use of the time.  Where others go
+        on serving, a client that has just connected finds out only here that it came to the wrong one, so its first
         message is awaited.
         """
-        patience = 0.0
-        if count >= STORM:
-            longest = count / PACE if timeout is None else min(count / PACE, timeout / 3)
-            patience = random.uniform(0, longest if self._admission.leaves_queue else min(longest, 1.0))
+        patience = random.uniform(0, window) if window and session.idle_since() is not None else 0.0
         if self._admission.leaves_queue and not session.traffic()[0]:
             patience = max(patience, session.opened_at + FRESH - self._server.reactor.now())
         return patience
+
+    def _drain_one(self, session: Session, deadline: float | None) -> None:
+        if session in self._admission.sessions and self._machine.state == "draining":
+            session.drain(deadline)
 
     def stop(self) -> None:
         """Cut what is open, and abandon what has not ended `GRACE` seconds later."""

@@ -32,10 +32,12 @@ class Front:
     burst = 1
     #: Whether small writes are sent at once is for handlers to say (`disable_nagle_algorithm`).
     options = AddressOptions(nodelay=False)
+    hands_down = True
 
     def __init__(self, hosting: Hosting, sock: socket.socket) -> None:
         self._hosting = hosting
         self.socket = sock
+        self.family = int(sock.family)
         self.url = hosting.url = url_of(sock)
 
     def accept(self) -> tuple[Arrival, Any]:

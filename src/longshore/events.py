@@ -14,6 +14,9 @@ from typing import Any, ClassVar
 
 __all__ = (
     "AcceptFailed",
+    "CertificateExpires",
+    "CertificateRefused",
+    "CertificateRenewed",
     "ConnectionClosed",
     "ConnectionOpened",
     "ConnectionRejected",
@@ -255,6 +258,35 @@ class LimitNear(Event):
     limit: str
     value: int
     maximum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateRenewed(Event):
+    """Connections to come are shown another certificate; `expires` is in seconds since 1970 (None: not known)."""
+
+    certfile: str | None
+    expires: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateRefused(Event):
+    """A new certificate cannot be used; the one before is kept."""
+
+    level: ClassVar[str] = "ERROR"
+
+    certfile: str | None
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateExpires(Event):
+    """The certificate that was just loaded ends in `seconds`, within two weeks; below 0: it has ended."""
+
+    level: ClassVar[str] = "WARNING"
+
+    certfile: str | None
+    expires: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

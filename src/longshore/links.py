@@ -20,7 +20,25 @@ if TYPE_CHECKING:
 
     from longshore.reactor.stream import Stream
 
-__all__ = ("Link", "StreamLink")
+__all__ = ("LATER", "Link", "Output", "StreamLink")
+
+
+class Output(Protocol):
+    """Who takes output at once, or not at all."""
+
+    def offer(self, data: Any) -> bool:
+        """Queue `data`, if that is bytes and takes no waiting; False, and nothing done, where it takes `write`."""
+
+
+class _Later:
+    """What takes nothing at once: every write goes to the link."""
+
+    def offer(self, data: Any) -> bool:
+        """Nothing is done."""
+        return False
+
+
+LATER = _Later()
 
 
 class Link(Protocol):
@@ -43,8 +61,7 @@ class Link(Protocol):
     def wait_input(self, timeout: float | None) -> None:
         """Return once more input came or the stream ended."""
 
-    def offer(self, data: Any) -> bool:
-        """Queue `data`, if that is bytes and takes no waiting; False, and nothing done, where it takes `write`."""
+    output: Output
 
     def write(self, data: bytes, timeout: float | None = None) -> None:
         """Send or queue `data`, waiting for room where the caller may wait."""
@@ -90,22 +107,23 @@ class StreamLink:
     """
 
     def __init__(self, on_closed: Callable[[str, BaseException | None], object] | None = None) -> None:
-        # Both are set by attach, before anybody else sees the link.
+        # All three are set by attach, before anybody else sees the link.
         self.stream: Stream = None  # type: ignore[assignment]
         #: What came and is not consumed.
         self.input: InputBuffer = None  # type: ignore[assignment]
+        #: Who takes output that needs no waiting: the stream, as long as no other thread has written.
+        self.output: Output = self.stream
         self._on_closed = on_closed
         self._sleepers: list[threading.Event] = []
         self._posted = 0
         self._open = False
 
-    #: Whether a thread that is not the reactor's has written.
-    _shared = False
-
     def attach(self, stream: Stream) -> None:
         """Stand on `stream`."""
         self.stream = stream
         self.input = stream.input
+        if self.output is not LATER:
+            self.output = stream
 
     # -- the stream's sink -----------------------------------------------------------------------------
 
@@ -198,10 +216,6 @@ class StreamLink:
 
     # -- output ----------------------------------------------------------------------------------------
 
-    def offer(self, data: Any) -> bool:
-        """Queue `data`, if that is bytes and takes no waiting; False, and nothing done, where it takes `write`."""
-        return not self._posted and self.stream.offer(data)
-
     def write(self, data: bytes, timeout: float | None = None) -> None:
         """Queue `data`; then wait until no more than `max_pending_bytes` are pending.
 
@@ -209,7 +223,7 @@ class StreamLink:
             LimitExceeded: the limit was exceeded before, and this caller cannot wait.
             LongshoreError, OSError: the connection has ended.
         """
-        if self.offer(data):
+        if self.output.offer(data):
             return
         stream = self.stream
         limit = stream.limits.max_pending_bytes
@@ -237,17 +251,11 @@ class StreamLink:
         if stream.state != "open":
             raise stream.failure()
 
-    def _shorten(self) -> None:
-        """Let `offer` be the stream's own, for links over which much is written; not once another thread has."""
-        if not self._shared:
-            self.offer = self.stream.offer  # type: ignore[method-assign]
-
     def _post_write(self, data: bytes) -> None:
         if self.stream.state != "open":
             raise self.stream.failure()
-        # In this order: whoever writes after this call must not overtake what it has posted.
-        self._shared = True
-        self.__dict__.pop("offer", None)
+        # Before it is posted: whoever writes after this call must not overtake it.
+        self.output = LATER
         self._posted += len(data)
         self.stream.reactor.post(self._write_posted, data)
 

@@ -99,10 +99,12 @@ class Listener:
             the file was made, also on accepted connections: show this instead.)
         scheme: The scheme of `url`; for inherited and ready-made sockets, what the socket turned out to be.
         kind: "stream", "seqpacket" (both accept) or "datagram" (receives).
+        family: The address family, as the plain number.
+        hands_down: Whether accepted connections have the options of connections from the listening socket.
         is_tls: Whether its connections begin with a TLS handshake.
     """
 
-    __slots__ = ("_file", "address", "is_tls", "kind", "options", "scheme", "socket", "url")
+    __slots__ = ("_file", "address", "family", "hands_down", "is_tls", "kind", "options", "scheme", "socket", "url")
 
     #: Connections that may be accepted in one turn of a reactor, so that a storm here leaves time for all.
     burst = 64
@@ -114,7 +116,9 @@ class Listener:
         self.address = address
         self.options = AddressOptions() if address is None else address.options
         self.scheme = scheme
+        self.family = int(sock.family)
         self.kind = _KINDS[_type(sock)]
+        self.hands_down = self.kind == "stream" and _set_connection_options(sock, self.options)
         self.is_tls = scheme == "tls" or self.options.tls
         if scheme == "rdm" and address is not None:
             # TIPC's getsockname(2) gives the number of the socket, never the name that it was bound to.
@@ -135,6 +139,9 @@ class Listener:
         sock, address = self.socket.accept()
         sock.setblocking(False)
         return sock, address
+
+    #: For a reactor that calls accept(2) itself; whoever overrides `accept` does not have it.
+    accept.is_plain = True  # type: ignore[attr-defined]
 
     @property
     def closed(self) -> bool:
@@ -305,6 +312,24 @@ def _set_options(address: Address, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     if address.scheme in ("udp", "raw"):
         _ask_for_destinations(sock)
+
+
+def _set_connection_options(sock: socket.socket, options: AddressOptions) -> bool:
+    """Give a listening socket the options of its connections; whether these will have them.
+
+    On Linux an accepted connection begins as a copy of the listening socket, TCP_NODELAY included, which saves a call
+    of the system for each.
+    """
+    if not options.nodelay or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return True
+    if sys.platform != "linux":
+        return False
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        # Not TCP, but another protocol of streams.
+        return False
+    return True
 
 
 def _constant(address: Address, name: str) -> int:

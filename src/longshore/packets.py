@@ -14,12 +14,16 @@ Facts, and what follows from them:
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections import deque
 
-__all__ = ("PACKET", "Packets", "are_packets", "send_packets")
+__all__ = ("PACKET", "Packets", "are_packets", "family_of", "send_packets")
+
+# Those of the C class, as Python's own wrap each answer in an enumeration's member.
+_family_of: Any = socket.SocketType.family.__get__
+_type_of: Any = socket.SocketType.type.__get__
 
 #: The largest packet that is read whole, in bytes.
 PACKET = 65_536
@@ -27,7 +31,12 @@ PACKET = 65_536
 
 def are_packets(sock: socket.socket) -> bool:
     """Whether each read and each write of `sock` is a message of its own."""
-    return sock.type != socket.SOCK_STREAM
+    return bool(_type_of(sock) != socket.SOCK_STREAM)
+
+
+def family_of(sock: socket.socket) -> int:
+    """The address family, as the plain number that it is: `socket.family` makes an enumeration's member each time."""
+    return int(_family_of(sock))
 
 
 class Packets:

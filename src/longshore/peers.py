@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
+from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import format_peer
 from longshore.errors import FramingError
 from longshore.events import DatagramDropped, HandlerFailed
+from longshore.networks import packed
+from longshore.policy import Sparing
 
 if TYPE_CHECKING:
     import socket
@@ -168,12 +171,19 @@ class DatagramService:
         self._takes_batches = handler.takes_batches and strategy.name == "reactor"
         self._datagrams: Datagrams = host.reactor.datagrams(sock, self)
         self.keep = self._datagrams.keep
-        if strategy.name == "reactor" and handler.kind == "message" and host.framing is None:
-            # Nothing of ours is needed for a datagram, but what is unusual.
-            self._datagrams.dispatch(handler.target)
-        elif self._takes_batches:
-            self._datagrams.dispatch(batches=True)
         self._expiry: Any = None
+        self._refusals = Sparing()
+        self.reconfigure()
+
+    def reconfigure(self) -> None:
+        """Hear as the limits want it now."""
+        host, strategy = self.host, self._strategy
+        direct = strategy.name == "reactor" and host.handler.kind == "message" and host.framing is None
+        if direct and not host.policy.judges_datagrams:
+            # Nothing of ours is needed for a datagram, but what is unusual.
+            self._datagrams.dispatch(host.handler.target)
+        else:
+            self._datagrams.dispatch(batches=self._takes_batches)
 
     @property
     def count(self) -> int:
@@ -184,7 +194,9 @@ class DatagramService:
 
     def received(self, batch: list[bytes], address: Any, info: Any) -> None:
         """Datagrams of one peer."""
-        if self._takes_batches:
+        if self.host.policy.judges_datagrams:
+            batch = [data for data in batch if self._may_come(address, len(data))]
+        if self._takes_batches and batch:
             peer = self._known(address, info)
             try:
                 self.host.handler.call_datagrams(batch, peer, address, self.host.facade)
@@ -263,6 +275,23 @@ class DatagramService:
             self._dropped(peer.peer, "malformed", size, error)
         else:
             self.host.emit(HandlerFailed(handler=self.host.handler.name, peer=peer.peer, error=error))
+
+    def _may_come(self, address: Any, size: int) -> bool:
+        """Whether a datagram may be handled; a session counts once for its peer's rate, else each datagram does."""
+        if self.socket.family not in (AF_INET, AF_INET6):
+            # Unix datagrams come without their sender's user: its file's mode says who may send.
+            return True
+        policy, who, now = self.host.policy, packed(address[0]), self.host.reactor.now()
+        limit = policy.forbids(who)
+        if limit is None and address not in self._sessions:
+            limit = policy.rushes(who, now)
+        if limit is None:
+            return True
+        count = self._refusals.count(now)
+        if count:
+            others = f", and {count - 1} more" if count > 1 else ""
+            self._dropped(format_peer(self.socket.family, address), f"Limits.{limit}{others}", size)
+        return False
 
     # -- sessions --------------------------------------------------------------------------------------
 

@@ -145,6 +145,11 @@ class Policy:
         self._allow = Networks(limits.allow, "Limits.allow")
         self._deny = Networks(limits.deny, "Limits.deny")
 
+    @property
+    def judges_datagrams(self) -> bool:
+        """Whether any of it is about single datagrams."""
+        return not (self._allow.empty and self._deny.empty and self._rates.rate is None)
+
     def forbids(self, who: Who) -> str | None:
         """The list by which this peer may not come at all, by its name in `Limits`; None if it may."""
         if not self._deny.empty and who in self._deny:

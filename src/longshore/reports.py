@@ -30,3 +30,5 @@ class Statistics:
     sent: int
     messages: int
     datagrams: int
+    certificate_expires: float | None = None
+    """When the certificate ends, in seconds since 1970; None without TLS, and with a context of your own."""

@@ -33,6 +33,7 @@ from longshore.latches import Inside, Latch
 from longshore.lifecycle import SERVER, Machine
 from longshore.lifespan import Lifespan
 from longshore.peers import DatagramService
+from longshore.renewal import Renewal
 from longshore.reports import DrainReport, Statistics
 from longshore.subscribers import Subscribers
 from longshore.targets import Targets
@@ -148,8 +149,13 @@ class Server:
         self._reactor_reason = ""
         self._strategy: Strategy = None  # type: ignore[assignment]
         self._admission = admission = Admission(self, self.strategy_name, proxy)
+        #: Who may come at all, how many of each, and how fast.
+        self.policy = admission.policy
         self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
         self.handshake_over = admission.handshake_over
+        certificates = self._targets.certificates
+        #: What keeps the certificate fresh; None where nothing speaks TLS.
+        self.renewal = None if certificates is None else Renewal(self, admission, certificates)
         self._ending = Ending(self, self._machine, admission)
         self._on_end: Callable[[], object] | None = None
         self._watchdog: Watchdog | None = None
@@ -181,6 +187,11 @@ class Server:
         return tuple(listener.url for listener in self._listeners)
 
     @property
+    def tls(self) -> TLS | None:
+        """What the certificate is made from; None where nothing speaks TLS."""
+        return None if self._targets.certificates is None else self._targets.certificates.tls
+
+    @property
     def connections(self) -> tuple[Connection | AsyncConnection, ...]:
         """The connections that are open now."""
         return self._admission.connections
@@ -195,6 +206,7 @@ class Server:
         return Statistics(
             state=self.status,
             failed=self._subscribers.failures,
+            certificate_expires=None if self.renewal is None else self.renewal.expires,
             datagrams=sum(service.count for service in self.services),
             **self._admission.figures,
         )
@@ -221,11 +233,25 @@ class Server:
         """
         return broadcast(self.connections if to is None else to, message, slow, self.emit)
 
-    def reconfigure(self, *, limits: Limits | None = None, timeouts: Timeouts | None = None) -> None:
-        """Use other limits, or other timeouts for connections to come, from now on."""
+    def reconfigure(
+        self, *, limits: Limits | None = None, timeouts: Timeouts | None = None, tls: TLS | None = None
+    ) -> None:
+        """Use other limits, or other timeouts and another certificate for connections to come, from now on.
+
+        `tls=server.tls` reads the files again.
+
+        Raises:
+            ConfigError: the certificate cannot be used, or nothing here speaks TLS; everything stays as it was.
+        """
+        if tls is not None:
+            if self.renewal is None:
+                raise ConfigError("reconfigure(tls=...): no address of this server speaks TLS")
+            self.renewal.renew(tls)
         if limits is not None:
             self.limits = limits
             self._admission.reconfigure(limits)
+            for service in self.services:
+                self._request(service.reconfigure)
         if timeouts is not None:
             self.timeouts = timeouts
 
@@ -448,6 +474,9 @@ class Server:
                 self.services.append(DatagramService(self, listener.socket, listener.url, self._strategy))
         listening = [listener for listener in self._listeners if listener.kind != "datagram"]
         self._admission.open(listening, self._strategy, self._targets.tls_context)
+        if self.renewal is not None:
+            self._admission.tls_context = self._targets.certificates.context  # type: ignore[union-attr]
+            self.renewal.begin()
         for seconds, function in self._repeating:
             self._repeat(seconds, function, first=True)
         self._watchdog = Watchdog(self) if self.strategy_name in ("reactor", "green", "async") else None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.buffers import InputBuffer
 from longshore.errors import ClosedError, HandshakeTimeout, LongshoreError, ReadTimeout, WriteTimeout
+from longshore.links import LATER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,8 @@ class SocketLink:
         self._late: deque[bytes] = deque()
         self._closed: BaseException | None = None
         self.input = InputBuffer(peer, framing)
+        #: Whoever writes to a socket in blocking mode may have to wait.
+        self.output = LATER
         #: Every message goes through the connection.
         self.handled = 0
         self.cause: tuple[str, BaseException | None] | None = None
@@ -100,10 +103,6 @@ class SocketLink:
         # Setting a timeout is a system call, and it is nearly always the one that is set.
         if self._socket.gettimeout() != timeout:
             self._socket.settimeout(timeout)
-
-    def offer(self, data: Any) -> bool:
-        """Nothing: whoever writes to a socket in blocking mode may have to wait."""
-        return False
 
     def write(self, data: bytes, timeout: float | None = None) -> None:
         """Send all of it."""

@@ -16,6 +16,7 @@ from longshore.handlers import check_addresses
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from longshore.certificates import Certificates
     from longshore.config import TLS
     from longshore.framing import Framing
     from longshore.handlers import Handler
@@ -47,15 +48,18 @@ class Targets:
         check_addresses(handler, framing, [(_kind(item), item.text) for item in known])
         #: The `ssl.SSLContext` of the addresses that speak TLS; None if none does.
         self.tls_context: Any = None
+        #: What that context was made from.
+        self.certificates: Certificates | None = None
         if any(getattr(item, "is_tls", False) for item in self.items):
             if tls is None:
                 raise ConfigError(
                     "a tls:// address needs a certificate",
                     hint="Pass tls=TLS(certfile=..., keyfile=...), or TLS(context=...).",
                 )
-            from longshore.tls import server_context
+            from longshore.certificates import Certificates
 
-            self.tls_context = server_context(tls)
+            self.certificates = Certificates(tls)
+            self.tls_context = self.certificates.context
 
     @property
     def descriptors(self) -> set[int]:

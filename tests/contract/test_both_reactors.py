@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -74,15 +76,33 @@ class Reading(threading.Thread):
         return self._answer
 
 
-def settle(server: Any, count: int) -> None:
+def settle(server: Any, count: int, meanwhile: Callable[[], object] = lambda: None) -> None:
     """Return once the server has read `count` bytes and sent what it owes, or the connection has ended."""
     while connections := server.connections:
         turned = threading.Event()
         server.reactor.post(server.reactor.again, turned.set)
         turned.wait()
+        meanwhile()
         stream = connections[0]._link.stream
         if stream.state != "open" or (stream.received == count and not stream.pending):
             return
+
+
+def settle_and_reset(server: Any, client: Client, count: int) -> bytes:
+    """Take all answers, and then vanish; what came before."""
+    answer = bytearray()
+
+    def take() -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := client.recv():
+                answer.extend(data)
+
+    client.socket.setblocking(False)
+    settle(server, count, take)
+    with contextlib.suppress(ConnectionResetError):
+        take()
+    client.reset()
+    return bytes(answer)
 
 
 def story(reactor: str, seed: int, monkeypatch: pytest.MonkeyPatch, handler: Any = Conversing, **options: Any) -> Any:
@@ -93,7 +113,7 @@ def story(reactor: str, seed: int, monkeypatch: pytest.MonkeyPatch, handler: Any
         chance.choices(WORDS, WEIGHTS)[0] + (b"\n" if chance.random() < 0.98 else b"long" * 40)
         for _ in range(chance.randint(1, 30))
     )
-    silent = chance.random() < 0.4
+    ending = chance.choices(("half close", "silence", "reset"), (4, 3, 3))[0]
     clock = Clock()
     options = {"framing": Lines(max_size=100), "strategy": "reactor", "timeouts": Timeouts(idle=50)} | options
     with running_server(handler, clock=clock, **options) as server:
@@ -102,16 +122,19 @@ def story(reactor: str, seed: int, monkeypatch: pytest.MonkeyPatch, handler: Any
             server.events.wait_for(ConnectionOpened)
             try:
                 client.split(data, [chance.randint(1, 40) for _ in range(len(data))])
-                if not silent:
+                if ending == "half close":
                     client.half_close()
             except OSError:
                 # It has ended already: what it was told before stands.
                 pass
-            reader = Reading(client)
-            if silent:
-                settle(server, len(data))
-                clock.advance(60)
-            answer = reader.wait()
+            if ending == "reset":
+                answer = settle_and_reset(server, client, len(data))
+            else:
+                reader = Reading(client)
+                if ending == "silence":
+                    settle(server, len(data))
+                    clock.advance(60)
+                answer = reader.wait()
         closed = server.events.wait_for(ConnectionClosed)
         failures = [repr(failure.error) for failure in server.events.of(HandlerFailed)]
     error = None if closed.error is None else str(closed.error).replace(closed.peer, "the peer")
@@ -119,7 +142,7 @@ def story(reactor: str, seed: int, monkeypatch: pytest.MonkeyPatch, handler: Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(36))
 def test_a_random_conversation_is_the_same_on_both(seed, monkeypatch):
     assert story("native", seed, monkeypatch) == story("portable", seed, monkeypatch)
 
@@ -218,3 +241,17 @@ def test_a_flood_delays_neither_another_client_nor_a_timer(monkeypatch):
             ended.set()
             for thread in flooding:
                 thread.join()
+
+
+def test_a_panic_is_an_error_that_whoever_guards_himself_against_errors_catches(monkeypatch):
+    monkeypatch.setenv("LONGSHORE_REACTOR", "native")
+    reactor, _reason = create()
+    gone = socket.socket()
+    gone.close()
+    try:
+        # The reactor's owner never watches a closed socket, so Rust takes for granted that there is a descriptor.
+        with pytest.raises(InternalError, match="please report it|broke a promise of its own"):
+            reactor.watch(gone, 1, lambda _events: None)
+        assert reactor.run_ready() is None
+    finally:
+        reactor.close()

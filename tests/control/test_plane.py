@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import re
 import stat
@@ -11,10 +12,11 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+import trustme
 
 from control_harbour import Harbour, ready
 from longshore import Lines, connect
-from longshore.config import Limits
+from longshore.config import TLS, Limits
 from longshore.control import metrics
 from longshore.control.client import Commanded, Disobeyed
 
@@ -200,6 +202,19 @@ def test_prometheus_reads_the_page_and_finds_what_happened(harbour, ctl):
     assert samples["longshore_worker_responding", ("worker", "1")] == 1
     assert samples["longshore_ready",] == 1
     assert samples["longshore_workers_wanted",] == 1
+
+
+def test_the_end_of_a_certificate_is_on_the_page(harbour, ctl, tmp_path):
+    authority = trustme.CA()
+    end = datetime.datetime(2040, 1, 2, tzinfo=datetime.UTC)
+    certificate = authority.issue_cert("127.0.0.1", not_after=end)
+    (tmp_path / "both.pem").write_bytes(
+        certificate.private_key_pem.bytes() + b"".join(each.bytes() for each in certificate.cert_chain_pems)
+    )
+    harbour.start(address="tls://127.0.0.1:0", tls=TLS(certfile=str(tmp_path / "both.pem")))
+    ready(ctl, 1)
+    samples = harbour.samples()
+    assert samples["longshore_certificate_expiry_timestamp_seconds", ("worker", "1")] == end.timestamp()
 
 
 def test_counters_do_not_go_back_when_workers_are_recycled(harbour, ctl):

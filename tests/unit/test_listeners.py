@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import ssl
 import stat
@@ -772,3 +773,41 @@ def test_sockets_from_the_service_manager_are_served_by_name() -> None:
             f"tcp://127.0.0.1:{web.getsockname()[1]}",
             f"udp://127.0.0.1:{dns.getsockname()[1]}",
         ]
+
+
+@pytest.mark.parametrize(("option", "expected"), [("", 1), ("?nodelay=0", 0)])
+def test_connections_are_accepted_with_the_options_of_their_address(option, expected):
+    (listener,) = bind(f"tcp://127.0.0.1:0{option}")
+    try:
+        with socket.create_connection(listener.socket.getsockname()):
+            ready, _, _ = select.select([listener.socket], [], [], 5)
+            assert ready
+            sock, _address = listener.accept()
+            with sock:
+                # Where a connection begins as a copy of its listener, this is all; elsewhere admission sets them.
+                if listener.hands_down:
+                    assert bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) == bool(expected)
+    finally:
+        listener.close()
+
+
+def test_a_native_reactor_accepts_as_the_listener_itself_would():
+    native = pytest.importorskip("longshore._native", reason="the native reactor was not built", exc_type=ImportError)
+    (listener,) = bind("tcp://127.0.0.1:0")
+    try:
+        accept = native.Accepting(listener.socket).accept
+        with pytest.raises(BlockingIOError):
+            accept()
+        with socket.create_connection(listener.socket.getsockname()) as client:
+            select.select([listener.socket], [], [], 5)
+            sock, address = accept()
+            with sock:
+                assert type(sock) is socket.socket
+                assert address == client.getsockname() == sock.getpeername()
+                assert (sock.family, sock.type, sock.gettimeout()) == (socket.AF_INET, socket.SOCK_STREAM, 0.0)
+                assert not sock.get_inheritable()
+                assert not os.get_blocking(sock.fileno())
+    finally:
+        listener.close()
+    with pytest.raises(OSError, match=r"\[Errno"):
+        accept()

@@ -58,7 +58,7 @@ impl PartialEq for Origin {
 }
 
 impl Origin {
-    fn new(name: &[u8], local: &[u8]) -> Self {
+    pub(super) fn new(name: &[u8], local: &[u8]) -> Self {
         let mut bytes = [0; WHOLE];
         let (name, local) = (&name[..name.len().min(NAME)], &local[..local.len().min(20)]);
         bytes[..name.len()].copy_from_slice(name);

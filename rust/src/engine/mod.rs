@@ -6,6 +6,7 @@
 //!
 //! Linux only, on epoll: elsewhere the portable reactor serves.
 
+mod acceptor;
 mod buffer;
 mod counters;
 mod datagrams;
@@ -17,6 +18,7 @@ mod stream;
 mod streams;
 mod wheel;
 
+pub use acceptor::accept;
 pub use buffer::{Input, Pool, Taken};
 pub use counters::{Counters, HISTOGRAM};
 pub use datagrams::{Answer, DATAGRAMS, Datagram, Inbox, LONGEST, Origin, Outbox};

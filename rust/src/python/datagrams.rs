@@ -20,7 +20,7 @@ use pyo3::types::{PyBytes, PyList};
 use super::cell::GilCell;
 use super::reactor::{BUDGET, Reactor, monotonic};
 use super::sender::{Origin, Sender};
-use super::{shielded, words};
+use super::words;
 use crate::engine::{Answer, DATAGRAMS, Inbox, Outbox};
 
 /// Datagrams that one socket may give before the others get their turn.
@@ -318,6 +318,7 @@ impl<'py> Callee<'py> {
     }
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Datagrams {
     #[new]
@@ -371,11 +372,11 @@ impl Datagrams {
 
     /// Read all that is in the kernel's buffer now.
     fn receive_queued(slf: &Bound<'_, Self>) -> PyResult<()> {
-        shielded(slf.py(), || Self::burst(slf, 1 << 16))
+        Self::burst(slf, 1 << 16)
     }
 
     fn _ready(slf: &Bound<'_, Self>, _events: u8) -> PyResult<()> {
-        shielded(slf.py(), || Self::burst(slf, BURST))
+        Self::burst(slf, BURST)
     }
 
     /// Send one datagram, from any thread; while a batch is handed over, behind the answers that were put off.
@@ -402,7 +403,7 @@ impl Datagrams {
         };
         let sender = info.get().sender();
         if me.reactor.get().on_thread() && me.own.with(py, |own| own.gathering) {
-            return shielded(py, || me.put_off(py, bytes.unbind(), sender.clone()));
+            return me.put_off(py, bytes.unbind(), sender.clone());
         }
         let answer = [Answer { data: bytes.as_bytes(), origin: sender.origin() }];
         let mut refused = None;

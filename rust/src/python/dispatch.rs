@@ -325,6 +325,7 @@ impl Stream {
     }
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Stream {
     /// Hand the messages of this stream to a handler from now on; see `longshore.reactor.Receiver`.
@@ -346,6 +347,6 @@ impl Stream {
     /// Handle what is there, because something changed.
     fn go_on(slf: &Bound<'_, Self>) -> PyResult<()> {
         let now = slf.get().reactor().time(slf.py())?;
-        super::shielded(slf.py(), || Stream::dispatch_now(slf, now))
+        Stream::dispatch_now(slf, now)
     }
 }

@@ -24,6 +24,7 @@ impl Framing {
     }
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Framing {
     /// There are no messages.
@@ -107,6 +108,7 @@ pub struct Lines {
     limit: usize,
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Lines {
     fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
@@ -204,6 +206,7 @@ impl Stream {
     }
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Stream {
     /// What cuts messages; a new one applies from the byte after the last message taken.
@@ -287,7 +290,7 @@ impl Stream {
     }
 
     /// Up to `count` bytes; b"" at the end of the stream.
-    fn take_some<'py>(&self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyAny>> {
+    pub fn take_some<'py>(&self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyAny>> {
         self.take(py, |input| input.take_some(count), Self::unexplained(py))
     }
 
@@ -301,7 +304,8 @@ impl Stream {
     }
 
     /// A line with its end; the rest at the end of the stream, then b"".
-    fn take_line<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyAny>> {
+    #[inline]
+    pub fn take_line<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyAny>> {
         self.take(py, |input| input.take_line(limit), self.too_long(py, b"\n", limit))
     }
 

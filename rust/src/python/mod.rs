@@ -3,6 +3,7 @@
 //! It lends the engine to nobody: each method borrows it, notes what is to be told, gives it back, and only then calls
 //! Python.  Classes are frozen; what they hold of Python is in cells that are reached under Python's lock.
 
+mod acceptor;
 mod cell;
 mod datagrams;
 mod dispatch;
@@ -16,21 +17,25 @@ mod taking;
 mod timer;
 mod words;
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pyo3::prelude::*;
 
-/// Run `call`, and make an `InternalError` of a panic.
+/// Run `call`, and make an `InternalError` of a panic; every method that Python calls does (`longshore_shield`).
 #[inline]
-fn shielded<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<&str>()
-            .map(ToString::to_string)
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_default();
-        Err(words::PANICKED.error(py, (text,)))
-    })
+fn unpanicked<R>(call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Python::attach(|py| Err(told(py, panic.as_ref()))))
+}
+
+#[cold]
+fn told(py: Python<'_>, panic: &(dyn Any + Send)) -> PyErr {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    words::PANICKED.error(py, (text,))
 }
 
 /// The native reactor of Longshore; `longshore.reactor.native` is what makes it one.
@@ -38,6 +43,8 @@ fn shielded<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R
 mod _native {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::acceptor::Accepting;
     #[pymodule_export]
     use super::datagrams::Datagrams;
     #[pymodule_export]
@@ -49,7 +56,7 @@ mod _native {
     #[pymodule_export]
     use super::stream::Stream;
     #[pymodule_export]
-    use super::taking::{Done, Taking, taking};
+    use super::taking::{Done, Taking};
     #[pymodule_export]
     use super::timer::Timer;
 

@@ -12,8 +12,9 @@ use pyo3::types::PyTuple;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::cell::GilCell;
-use super::shielded;
 use super::stream::Stream;
+use super::timer::Timer;
+use super::unpanicked;
 use super::words;
 use crate::engine::{Engine, Framing, Poller, Slab, Timeouts, Token};
 
@@ -131,6 +132,30 @@ impl Reactor {
             core.engine.wheel.cancel(call.wheel);
             Some(call)
         })
+    }
+
+    /// Since when something that was called has not come back.
+    pub fn busy(&self) -> Option<f64> {
+        Some(f64::from_bits(self.busy_since.load(Relaxed))).filter(|since| !since.is_nan())
+    }
+
+    /// Have something called at `when`.
+    pub fn arm(slf: &Bound<'_, Self>, when: f64, callback: Py<PyAny>, args: Py<PyTuple>) -> Timer {
+        let py = slf.py();
+        let me = slf.get();
+        let token = me.with(py, |core| {
+            // Known by its place before the wheel knows it, and the other way round.
+            let token = core.calls.insert(Call { callback, args, wheel: Token::from_u64(u64::MAX) });
+            let wheel = core.engine.wheel.add(when, Err(token));
+            if let Some(call) = core.calls.get_mut(token) {
+                call.wheel = wheel;
+            }
+            token
+        });
+        if !me.turning.load(Relaxed) {
+            me.wake(py);
+        }
+        Timer::new(slf.clone().unbind(), token, when)
     }
 
     /// Tell the poller of a new stream.
@@ -275,9 +300,9 @@ impl Reactor {
             core.ready.extend(fresh.drain(..));
             core.scratch = fresh;
         });
-        let served = shielded(py, || Self::serve(slf, started));
+        let served = unpanicked(|| Self::serve(slf, started));
         me.turning.store(false, Relaxed);
-        let flushed = shielded(py, || Self::flush_all(slf));
+        let flushed = unpanicked(|| Self::flush_all(slf));
         me.busy_since.store(f64::NAN.to_bits(), Relaxed);
         me.name_current(py, None);
         served.and(flushed)

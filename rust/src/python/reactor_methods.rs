@@ -9,11 +9,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::cell::GilCell;
-use super::reactor::{Call, Core, NO_THREAD, Reactor, WATCHED, Watched, Work, here, monotonic, os_error};
-use super::shielded;
+use super::reactor::{Core, NO_THREAD, Reactor, WATCHED, Watched, Work, here, monotonic, os_error};
 use super::timer::Timer;
 use crate::engine::{Engine, HISTOGRAM, Slab, Token};
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Reactor {
     #[new]
@@ -133,7 +133,7 @@ impl Reactor {
 
     /// Send what was put off for the sake of coalescing.
     fn flush(slf: &Bound<'_, Self>) -> PyResult<()> {
-        shielded(slf.py(), || Self::flush_all(slf))
+        Self::flush_all(slf)
     }
 
     /// Call it on the reactor's thread, soon; from any thread, also from a signal handler.
@@ -183,14 +183,14 @@ impl Reactor {
     /// Since when something that was called has not come back; None if nothing is.
     #[getter]
     fn busy_since(&self) -> Option<f64> {
-        Some(f64::from_bits(self.busy_since.load(Relaxed))).filter(|since| !since.is_nan())
+        self.busy()
     }
 
     /// Seconds for which something that was called has not come back, or a wake-up was not answered; from any thread.
     #[getter]
     fn blocked_for(&self) -> f64 {
         let unanswered = || self.woken.load(Relaxed).then(|| f64::from_bits(self.woken_at.load(Relaxed)));
-        self.busy_since().or_else(unanswered).map_or(0.0, |since| monotonic() - since)
+        self.busy().or_else(unanswered).map_or(0.0, |since| monotonic() - since)
     }
 
     /// Whose handler is being called.
@@ -229,28 +229,14 @@ impl Reactor {
     /// Call it at `when` on the reactor's clock.
     #[pyo3(signature = (when, callback, *args))]
     fn call_at(slf: &Bound<'_, Self>, when: f64, callback: Py<PyAny>, args: Py<PyTuple>) -> Timer {
-        let py = slf.py();
-        let me = slf.get();
-        let token = me.with(py, |core| {
-            // Known by its place before the wheel knows it, and the other way round.
-            let token = core.calls.insert(Call { callback, args, wheel: Token::from_u64(u64::MAX) });
-            let wheel = core.engine.wheel.add(when, Err(token));
-            if let Some(call) = core.calls.get_mut(token) {
-                call.wheel = wheel;
-            }
-            token
-        });
-        if !me.turning.load(Relaxed) {
-            me.wake(py);
-        }
-        Timer::new(slf.clone().unbind(), token, when)
+        Self::arm(slf, when, callback, args)
     }
 
     /// Call it in `seconds`.
     #[pyo3(signature = (seconds, callback, *args))]
     fn call_later(slf: &Bound<'_, Self>, seconds: f64, callback: Py<PyAny>, args: Py<PyTuple>) -> PyResult<Timer> {
         let now = slf.get().time(slf.py())?;
-        Ok(Self::call_at(slf, now + seconds, callback, args))
+        Ok(Self::arm(slf, now + seconds, callback, args))
     }
 
     /// Call it in the next turn, after everybody else had theirs.
@@ -374,6 +360,7 @@ impl Reactor {
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        self.close(py);
+        // Shielded, so it gives a result, which here is for nobody.
+        let _closed = self.close(py);
     }
 }

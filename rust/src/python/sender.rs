@@ -74,7 +74,7 @@ impl Sender {
 }
 
 /// What Python makes of a socket's name.
-fn address_of(py: Python<'_>, name: &[u8]) -> PyResult<Py<PyAny>> {
+pub fn address_of(py: Python<'_>, name: &[u8]) -> PyResult<Py<PyAny>> {
     let Some((family, rest)) = name.split_first_chunk::<2>() else { return Ok(py.None()) };
     let number = |at: usize| rest.get(at..at + 4).and_then(|bytes| bytes.first_chunk()).copied().unwrap_or_default();
     let port = rest.first_chunk::<2>().map_or(0, |port| u16::from_be_bytes(*port));

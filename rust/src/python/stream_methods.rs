@@ -9,9 +9,10 @@ use super::cell::GilCell;
 use super::dispatch::Plan;
 use super::reactor::Reactor;
 use super::stream::{Own, Stream, Watch};
-use super::{shielded, words};
+use super::words;
 use crate::engine::{Options, Read, State};
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Stream {
     #[new]
@@ -299,7 +300,7 @@ impl Stream {
             Some(stream) if stream.state == State::Open && stream.reading() => core.engine.read(me.token, now),
             _ => Read::Nothing,
         });
-        shielded(py, || Self::after_read(slf, read, false, now))
+        Self::after_read(slf, read, false, now)
     }
 
     /// Read no more: the handler sees the end of the stream.

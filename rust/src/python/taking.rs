@@ -1,4 +1,4 @@
-//! Taking input in a coroutine: the native twin of `longshore.reactor.stream.taking`.
+//! Taking input in a coroutine: the native twin of `Stream.taking` in `longshore.reactor.stream`.
 //!
 //! What has come already is taken without a frame, a generator or an exception; where it has not, the coroutine that
 //! waits is the link's, in Python.  Nothing native is on the stack while a task waits.
@@ -14,7 +14,8 @@ use pyo3::type_object::PyTypeInfo;
 use pyo3::types::PyTuple;
 
 use super::cell::GilCell;
-use super::{shielded, words};
+use super::stream::Stream;
+use super::{unpanicked, words};
 
 /// What is awaited once it has begun.
 enum Stage {
@@ -47,14 +48,23 @@ impl<'py> Step<'py> {
     }
 }
 
-/// A coroutine that takes something: `take(first, second)` until that is not `NEED_MORE`.
-#[pyclass(frozen, module = "longshore._native")]
+/// What is taken.
+enum Wanted {
+    /// A line within a limit.
+    Line(usize),
+    /// What is there, up to so many bytes.
+    Some(usize),
+    /// What a method answers, given these.
+    Answer(Py<PyAny>, Option<Py<PyAny>>, Option<Py<PyAny>>),
+}
+
+/// A coroutine that takes something, and waits as its link does while that has not come.
+#[pyclass(frozen, freelist = 64, module = "longshore._native")]
 pub struct Taking {
-    wait: Py<PyAny>,
+    stream: Py<Stream>,
+    link: Py<PyAny>,
     timeout: Option<Py<PyAny>>,
-    take: Py<PyAny>,
-    first: Option<Py<PyAny>>,
-    second: Option<Py<PyAny>>,
+    wanted: Wanted,
     stage: GilCell<Stage>,
 }
 
@@ -62,6 +72,7 @@ pub struct Taking {
 #[pyclass(frozen, module = "longshore._native")]
 pub struct Done;
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Done {
     fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
@@ -77,26 +88,46 @@ impl Done {
     }
 }
 
-/// What `take(first, second)` answers, once that is not `NEED_MORE`; `wait(timeout)` is awaited while it is.
-#[pyfunction]
-#[pyo3(signature = (wait, timeout, take, first = None, second = None))]
-pub fn taking(
-    wait: Py<PyAny>,
-    timeout: Option<Py<PyAny>>,
-    take: Py<PyAny>,
-    first: Option<Py<PyAny>>,
-    second: Option<Py<PyAny>>,
-) -> Taking {
-    Taking { wait, timeout, take, first, second, stage: GilCell::new(Stage::Attempt) }
+#[pymethods]
+impl Stream {
+    /// What `take(first, second)` answers, once that is not `NEED_MORE`.
+    #[pyo3(signature = (link, timeout, take, first = None, second = None))]
+    fn taking(
+        slf: Py<Self>,
+        link: Py<PyAny>,
+        timeout: Option<Py<PyAny>>,
+        take: Py<PyAny>,
+        first: Option<Py<PyAny>>,
+        second: Option<Py<PyAny>>,
+    ) -> Taking {
+        Taking::new(slf, link, timeout, Wanted::Answer(take, first, second))
+    }
+
+    /// As `taking` a line.
+    fn taking_line(slf: Py<Self>, link: Py<PyAny>, timeout: Option<Py<PyAny>>, limit: usize) -> Taking {
+        Taking::new(slf, link, timeout, Wanted::Line(limit))
+    }
+
+    /// As `taking` what is there, up to `count` bytes.
+    fn taking_some(slf: Py<Self>, link: Py<PyAny>, timeout: Option<Py<PyAny>>, count: usize) -> Taking {
+        Taking::new(slf, link, timeout, Wanted::Some(count))
+    }
 }
 
 impl Taking {
+    fn new(stream: Py<Stream>, link: Py<PyAny>, timeout: Option<Py<PyAny>>, wanted: Wanted) -> Self {
+        Taking { stream, link, timeout, wanted, stage: GilCell::new(Stage::Attempt) }
+    }
+
+    #[inline]
     fn attempt<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let take = self.take.bind(py);
-        match (&self.first, &self.second) {
-            (None, _) => take.call0(),
-            (Some(first), None) => take.call1((first,)),
-            (Some(first), Some(second)) => take.call1((first, second)),
+        let stream = self.stream.get();
+        match &self.wanted {
+            Wanted::Line(limit) => stream.take_line(py, *limit),
+            Wanted::Some(count) => stream.take_some(py, *count),
+            Wanted::Answer(take, None, _) => take.bind(py).call0(),
+            Wanted::Answer(take, Some(first), None) => take.bind(py).call1((first,)),
+            Wanted::Answer(take, Some(first), Some(second)) => take.bind(py).call1((first, second)),
         }
     }
 
@@ -138,7 +169,7 @@ impl Taking {
     }
 
     fn begin_to_wait(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let awaitable = self.wait.bind(py).call1((&self.timeout,))?;
+        let awaitable = self.link.bind(py).call_method1(intern!(py, "input_came"), (&self.timeout,))?;
         // SAFETY: it looks at the type of an object that lives.
         if unsafe { ffi::PyCoro_CheckExact(awaitable.as_ptr()) } != 0 {
             return Ok(awaitable.unbind());
@@ -147,6 +178,7 @@ impl Taking {
     }
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Taking {
     fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
@@ -204,8 +236,11 @@ impl Taking {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.wait)?;
-        visit.call(&self.take)?;
+        visit.call(&self.stream)?;
+        visit.call(&self.link)?;
+        if let Wanted::Answer(take, _, _) = &self.wanted {
+            visit.call(take)?;
+        }
         self.stage
             .visit(|stage| if let Stage::Waiting(waiting) = stage { visit.call(waiting) } else { Ok(()) })
             .unwrap_or(Ok(()))
@@ -242,7 +277,7 @@ unsafe extern "C" fn send(
     Python::attach(|py| {
         // SAFETY: the interpreter lends both objects for the call.
         let (taking, sent) = unsafe { (Bound::from_borrowed_ptr(py, taking), Bound::from_borrowed_ptr(py, sent)) };
-        let outcome = shielded(py, || {
+        let outcome = unpanicked(|| {
             let taking = taking.cast::<Taking>()?;
             taking.get().go_on(py, &sent)
         });

@@ -20,6 +20,7 @@ impl Timer {
     }
 }
 
+#[longshore_shield::shielded]
 #[pymethods]
 impl Timer {
     /// Never call it.

@@ -312,6 +312,12 @@ _longshore.add_command(
             click.Option(["--certfile"], metavar="FILE", shell_complete=files, help="our own certificate chain (PEM)"),
             click.Option(["--keyfile"], metavar="FILE", shell_complete=files, help="our private key (PEM)"),
             click.Option(["--insecure"], is_flag=True, help="do not verify the server's certificate"),
+            click.Option(
+                ["--proxy-header", "proxy"],
+                type=click.IntRange(1, 2),
+                metavar="VERSION",
+                help="send a PROXY header first, of version 1 or 2, as a proxy would",
+            ),
             _debug(),
         ],
     )

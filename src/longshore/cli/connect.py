@@ -51,6 +51,7 @@ class ConnectArguments(NamedTuple):
     certfile: str | None = None
     keyfile: str | None = None
     insecure: bool = False
+    proxy: int | None = None
 
 
 def connect(arguments: ConnectArguments) -> int:
@@ -70,6 +71,7 @@ def connect(arguments: ConnectArguments) -> int:
         framing=framing,
         timeout=CONNECT_TIMEOUT if arguments.timeout is None else arguments.timeout,
         tls=_tls(arguments, address.is_tls),
+        proxy=arguments.proxy,
     )
     with connection:
         # The deadline was for connecting; a conversation may be silent for as long as it likes.

@@ -195,6 +195,14 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
     events.UpgradeFailed: lambda event: f"the upgrade failed, this program goes on: {event.reason}",
     events.ControlEnded: lambda event: f"the control process ({event.pid}) ended: {event.reason}; {_again(event)}",
     events.LimitNear: lambda event: f"{event.limit} is near: {event.value} of {event.maximum}",
+    events.CertificateRenewed: lambda event: f"serving with the new certificate in {event.certfile}",
+    events.CertificateRefused: lambda event: (
+        f"the new certificate in {event.certfile} cannot be used, the one before is kept: {_error(event.error)}"
+    ),
+    events.CertificateExpires: lambda event: (
+        f"the certificate in {event.certfile} "
+        + (f"expires in {event.seconds / 86400:.1f} days" if event.seconds > 0 else "has expired")
+    ),
     events.LimitsAdjusted: lambda event: f"{event.limit} is {event.actual}, not {event.wanted}: {event.reason}",
 }
 

@@ -18,6 +18,7 @@ from longshore.buffers import closed, cut_short, named, no_framing, no_separator
 from longshore.errors import FramingError, IncompleteMessage, InternalError
 from longshore.framing import NEED_MORE, Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
 from longshore.limits import overdue
+from longshore.packets import family_of
 from longshore.reactor.acceptor import Acceptor
 from longshore.reactor.clock import Clock
 from longshore.reactor.datagrams import Datagrams
@@ -62,7 +63,6 @@ class NativeStream(_native.Stream):
 
     #: Packets are the portable stream's.
     in_packets = False
-    taking = staticmethod(_native.taking)
     DONE = _native.DONE
 
 
@@ -128,7 +128,9 @@ class NativeReactor(_native.Reactor):
     def accept(
         self, listener: socket.socket, owner: Any, accept: Callable[[], tuple[Any, Any]], **options: Any
     ) -> Acceptor:
-        """Accept on `listener` for `owner` by calling `accept()`; see `Acceptor`."""
+        """Accept on `listener` for `owner` by calling `accept`, natively where that asks the system only."""
+        if getattr(accept, "is_plain", False):
+            accept = _native.Accepting(listener).accept
         return Acceptor(self, listener, owner, accept, **options)  # type: ignore[arg-type]
 
     def stream(
@@ -145,7 +147,7 @@ class NativeReactor(_native.Reactor):
     ) -> Any:
         """Own `sock` as a stream: a native one where that serves it, else a portable one."""
         plain = tls is None and not packets and getattr(sock, "suspicion", None) is None
-        if plain and sock.family in _FAMILIES and serves(framing):
+        if plain and family_of(sock) in _FAMILIES and serves(framing):
             return NativeStream(self, sock, peer, sink, limits, timeouts, framing)
         return Stream(
             self,  # type: ignore[arg-type]

@@ -25,16 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.buffers import InputBuffer, PacketBuffer, closed, shut
 from longshore.errors import LongshoreError
-from longshore.framing import NEED_MORE
 from longshore.lifecycle import CONNECTION, Machine
 from longshore.limits import Watch, overdue
 from longshore.packets import Packets, send_packets
 from longshore.reactor.dispatch import Dispatch
+from longshore.reactor.taking import DONE, taking, taking_line, taking_some
 from longshore.reactor.waiters import Waiters
 from longshore.tls import Session, TLSError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterator
+    from collections.abc import Callable, Iterator
 
     from longshore.config import Limits, Timeouts
     from longshore.framing import Framing
@@ -53,32 +53,11 @@ COALESCE = 65_536
 LINGER_BYTES = 1 << 20
 
 
-async def taking(
-    wait: Callable[[float | None], Awaitable[None]],
-    timeout: float | None,
-    take: Callable[..., Any],
-    *args: Any,
-) -> Any:
-    """What `take(*args)` answers, once that is not `NEED_MORE`; `wait(timeout)` is awaited while it is."""
-    while (piece := take(*args)) is NEED_MORE:
-        await wait(timeout)
-    return piece
-
-
-class _Done:
-    """An awaitable with nothing to wait for; one serves all."""
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return
-        yield
-
-
 class Stream:
     """A stream socket owned by a reactor; every method belongs to the reactor's thread."""
 
-    #: For coroutines, which wait as their link does: to take input, and to have nothing to wait for.
-    taking = staticmethod(taking)
-    DONE = _Done()
+    # For coroutines.
+    taking, taking_line, taking_some, DONE = taking, taking_line, taking_some, DONE
 
     def __init__(
         self,
@@ -121,7 +100,9 @@ class Stream:
         #: Why it ended, as `ConnectionClosed` has it.
         self.cause = "finished"
         self._dispatch: Dispatch | None = None
-        self._waiters = Waiters(self)
+        waiters = Waiters(self)
+        self.park, self.unpark = waiters.park, waiters.unpark
+        self.expect, self.wake = waiters.expect, waiters.wake
         self._corked = False
         self._machine = Machine(CONNECTION)
         self._plain = bytearray()
@@ -208,22 +189,6 @@ class Stream:
             self._dispatch.go_on()
 
     # -- telling ---------------------------------------------------------------------------------------
-
-    def park(self, waiter: Callable[[], object]) -> None:
-        """As `Waiters.park`."""
-        self._waiters.park(waiter)
-
-    def unpark(self, waiter: Callable[[], object]) -> None:
-        """As `Waiters.unpark`."""
-        self._waiters.unpark(waiter)
-
-    def expect(self, waiter: Callable[[], object]) -> bool:
-        """As `Waiters.expect`."""
-        return self._waiters.expect(waiter)
-
-    def wake(self) -> None:
-        """As `Waiters.wake`."""
-        self._waiters.wake()
 
     def _tell_opened(self) -> None:
         self.wake()
@@ -349,10 +314,9 @@ class Stream:
 
     def offer(self, data: bytes) -> bool:
         """Write, if that needs no waiting and nobody else's thread; False, and nothing done, where it takes more."""
-        if type(data) is not bytes:
+        if self.state != "open" or self._write_ended or type(data) is not bytes or not self.reactor.on_thread:
             return False
-        fits = self.pending + len(data) <= self.limits.max_pending_bytes
-        if self.state != "open" or self._write_ended or not fits or not self.reactor.on_thread:
+        if self.pending + len(data) > self.limits.max_pending_bytes:
             return False
         self.write(data)
         return True

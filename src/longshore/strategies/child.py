@@ -33,6 +33,7 @@ from longshore.strategies.forwarding import forwarding
 from longshore.strategies.slots import SharedGuard
 from longshore.strategies.threads import Refused
 from longshore.strategies.wire import Wire, pack_error, unpack_error
+from longshore.tls import server_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -324,6 +325,9 @@ class _ConnectionJob:
         self._run: Callable[[], object] | None = None
         peer, local = welcome["peer"], welcome["local"]
         context = tls if welcome["tls"] else None
+        if context is not None and welcome["renewed"] is not None:
+            # The one in this memory is that of the server's start.
+            context = server_context(welcome["renewed"])
         sock.setblocking(False)
         if welcome["suspect"]:
             from longshore.prologue import Suspected

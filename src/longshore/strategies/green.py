@@ -17,6 +17,7 @@ from longshore.errors import LongshoreError, PeerClosed, ReadTimeout
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
 from longshore.links import StreamLink
+from longshore.strategies.classes import run_class
 from longshore.strategies.streams import StreamSession, tls_version
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from longshore.config import Limits
-    from longshore.reactor.stream import Stream
     from longshore.strategies import Host, Session
 
 __all__ = ("GreenLink", "GreenSession", "GreenStrategy", "Home", "Parking", "parking")
@@ -94,11 +94,6 @@ def _hub() -> greenlet.greenlet:
 
 class GreenLink(StreamLink):
     """A link whose waits park the greenlet; other threads wait as they do on any stream."""
-
-    def attach(self, stream: Stream) -> None:
-        """Stand on `stream`, and offer to it without a detour until some other thread has written."""
-        super().attach(stream)
-        self._shorten()
 
     def _wake(self) -> None:
         super()._wake()
@@ -230,7 +225,7 @@ class GreenSession(StreamSession):
         if host.handler.takes_messages:
             return self._converse()
         if host.handler.kind == "class":
-            host.handler.target(self.connection, self.client_address, host.facade)
+            run_class(host.handler.target, self.connection, self.client_address, host.facade)
         else:
             host.handler.target(self.connection)
         return "finished"

@@ -263,6 +263,7 @@ class ProcessesStrategy:
             "limits": host.limits,
             "timeouts": host.timeouts,
             "draining": host.draining,
+            "renewed": None if (renewal := getattr(host, "renewal", None)) is None else renewal.renewed,
             "addresses": getattr(host.facade, "addresses", ()),
             "now": host.reactor.now() if self._turned else None,
         }

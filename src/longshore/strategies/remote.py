@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from longshore.buffers import InputBuffer
 from longshore.errors import ClosedError, LimitExceeded, LongshoreError, WriteTimeout
+from longshore.links import LATER
 from longshore.strategies.wire import pack_error
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class RemoteLink:
         self._max_pending = max_pending
         self._may_wait = may_wait
         self.input = InputBuffer(peer, framing)
+        self.output = LATER
         #: Every message goes through the child's own connection.
         self.handled = 0
         #: Bytes that were given to the child.
@@ -89,10 +91,6 @@ class RemoteLink:
     def _check(self) -> None:
         if self._closed is not None:
             raise self._closed
-
-    def offer(self, data: Any) -> bool:
-        """Nothing: what goes to the child takes `write`."""
-        return False
 
     def write(self, data: bytes, timeout: float | None = None) -> None:
         """Give `data` to the child; above `max_pending_bytes` wait for room before, where the caller may wait."""

@@ -32,8 +32,11 @@ class StreamSession(Session):
 
     def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, link: StreamLink) -> None:
         super().__init__(host, peer, local)
-        from longshore.tls import Session as TLSSession
+        session = None
+        if tls is not None:
+            from longshore.tls import Session as TLSSession
 
+            session = TLSSession(tls, server_side=True)
         self.link = link
         stream = host.reactor.stream(
             sock,
@@ -42,7 +45,7 @@ class StreamSession(Session):
             limits=host.limits,
             timeouts=host.timeouts,
             framing=host.framing,
-            tls=None if tls is None else TLSSession(tls, server_side=True),
+            tls=session,
             packets=are_packets(sock),
         )
         stream.coalescing = True
