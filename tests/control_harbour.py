@@ -81,12 +81,12 @@ class Harbour:
                     self.tell(id=message["id"], ok=True, result=result)
             select_readable(self._ours.socket)
 
-    def start(self, handler=echo, **options):
+    def start(self, handler=echo, address="tcp://127.0.0.1:0", **options):
         """One worker more; returns its server."""
         slot = self.region.take_slot(1)
         self.region.row("pid")[slot] = os.getpid()
         meter = Meter(self.region.column(slot))
-        server = Server(handler, "tcp://127.0.0.1:0", **{"strategy": "green", **options})
+        server = Server(handler, address, **{"strategy": "green", **options})
         server.subscribe(meter)
         ours, theirs = socket.socketpair()
         self.workers[slot + 1] = (server, slot)

@@ -241,7 +241,7 @@ def test_a_trace_of_a_peer_that_is_connected_names_its_connections(agent_of):
         assert ask("trace", peer=client.local, trace=1) == {"open": [number]}
 
 
-def test_traces_have_an_end_to_their_number_and_a_new_control_process_ends_them(agent_of):
+def test_traces_have_an_end_to_their_number_and_each_control_process_has_its_own(agent_of):
     server = Server(echo, "tcp://127.0.0.1:0", strategy="green")
     ask = agent_of(server)
     with server:
@@ -253,10 +253,9 @@ def test_traces_have_an_end_to_their_number_and_a_new_control_process_ends_them(
         other, theirs = socket.socketpair()
         server.reactor.post(Agent, server, theirs)
         other.sendall(b'{"id": 1, "verb": "trace", "trace": 99, "peer": "127.0.0.1"}\n')
-        # What has happened at the server may be told before the answer.
-        told = (json.loads(line) for line in other.makefile("rb"))
-        answer = next(item for item in told if "event" not in item)
-        assert answer == {"id": 1, "ok": True, "result": {"open": []}}
+        with other.makefile("rb") as lines:
+            told = [json.loads(lines.readline()) for _ in range(2)]
+        assert told == [{"event": "state", "state": "serving"}, {"id": 1, "ok": True, "result": {"open": []}}]
         other.close()
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
+import re
 import stat
 import threading
 from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
+import trustme
 
 from control_harbour import Harbour, ready
 from longshore import Lines, connect
-from longshore.config import Limits
+from longshore.config import TLS, Limits
 from longshore.control import metrics
 from longshore.control.client import Commanded, Disobeyed
 
@@ -200,6 +204,19 @@ def test_prometheus_reads_the_page_and_finds_what_happened(harbour, ctl):
     assert samples["longshore_workers_wanted",] == 1
 
 
+def test_the_end_of_a_certificate_is_on_the_page(harbour, ctl, tmp_path):
+    authority = trustme.CA()
+    end = datetime.datetime(2040, 1, 2, tzinfo=datetime.UTC)
+    certificate = authority.issue_cert("127.0.0.1", not_after=end)
+    (tmp_path / "both.pem").write_bytes(
+        certificate.private_key_pem.bytes() + b"".join(each.bytes() for each in certificate.cert_chain_pems)
+    )
+    harbour.start(address="tls://127.0.0.1:0", tls=TLS(certfile=str(tmp_path / "both.pem")))
+    ready(ctl, 1)
+    samples = harbour.samples()
+    assert samples["longshore_certificate_expiry_timestamp_seconds", ("worker", "1")] == end.timestamp()
+
+
 def test_counters_do_not_go_back_when_workers_are_recycled(harbour, ctl):
     totals = []
     for _ in range(3):
@@ -236,17 +253,18 @@ def test_metrics_are_there_while_a_worker_is_blocked(harbour, ctl):
     assert ready(ctl, 1)
 
 
-def test_every_metric_is_on_the_page_or_asked_for_elsewhere(harbour, ctl):
+def test_every_metric_is_on_the_page_and_in_the_reference(harbour, ctl):
     harbour.start()
     ready(ctl, 1)
     _, page = harbour.page("/metrics")
-    elsewhere = {
-        "longshore_certificate_expiry_timestamp_seconds",
-        "longshore_broker_up",
-        "longshore_pool_tasks",
-    }
-    shown = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
-    assert shown == {metric.name for metric in metrics.METRICS} - elsewhere
+    shown = {line.split()[2]: line.split()[3] for line in page.splitlines() if line.startswith("# TYPE")}
+    assert shown == {metric.name: metric.kind for metric in metrics.METRICS}
+    reference = (Path(__file__).resolve().parents[2] / "docs/reference/metrics.md").read_text()
+    listed = re.findall(r"^\| `(longshore_\w+)` \| (\w+) \| (.+?) \|", reference, re.MULTILINE)
+    assert [(metric.name, metric.kind) for metric in metrics.METRICS] == [row[:2] for row in listed]
+    assert [set(metric.label.split(", ")) - {""} for metric in metrics.METRICS] == [
+        set(re.findall(r"`(\w+)`", labels)) for *_, labels in listed
+    ]
 
 
 def test_names_follow_prometheus_conventions():

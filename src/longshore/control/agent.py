@@ -210,6 +210,7 @@ class Agent:
             "pending": pending,
             "messages": figures.messages + messages,
             "datagrams": figures.datagrams,
+            "certificate_expires": figures.certificate_expires,
         }
 
     def _connections(self, peer: str = "", sort: str = "age", limit: int = 1000) -> dict[str, Any]:

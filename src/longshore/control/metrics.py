@@ -63,10 +63,8 @@ METRICS = (
     Metric("longshore_workers_wanted", "gauge", "Workers that there should be.", ""),
     Metric("longshore_limit", "gauge", "Limits that are numbers, as set now.", "", "limit"),
     Metric("longshore_ready", "gauge", "1 while new connections are welcome.", ""),
+    Metric("longshore_certificate_expiry_timestamp_seconds", "gauge", "When its certificate ends.", "", "worker"),
     Metric("longshore_info", "gauge", "What is served, and how.", "", "version, handler, strategy, reactor"),
-    Metric("longshore_certificate_expiry_timestamp_seconds", "gauge", "When a certificate ends.", "", "certificate"),
-    Metric("longshore_broker_up", "gauge", "1 while the broker of shared primitives answers.", "", "worker"),
-    Metric("longshore_pool_tasks", "gauge", "Tasks of the pool, waiting or running.", "", "worker"),
 )
 
 

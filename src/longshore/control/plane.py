@@ -382,6 +382,10 @@ class Plane:
                 ([each.worker], memory) for each in self._fleet if (memory := _memory(each.pid)) is not None
             ],
         }
+        ends = {worker: result["certificate_expires"] for worker, result in answers.results.items()}
+        asked["longshore_certificate_expiry_timestamp_seconds"] = [
+            ([worker], end) for worker, end in ends.items() if end is not None
+        ]
         for result in list(answers.results.values())[:1]:
             values = [self._version, result["handler"], result["strategy"], result["reactor"]]
             asked["longshore_info"] = [(values, 1)]
