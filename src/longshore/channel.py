@@ -93,6 +93,9 @@ class Channel:
                 )
             except (BlockingIOError, InterruptedError):
                 return
+            except ConnectionResetError:
+                # It ended without reading everything of ours; that is told once, and before what it has said.
+                continue
             except OSError:
                 data, ancillary = b"", []
             for level, kind, content in ancillary:

@@ -85,3 +85,14 @@ def test_the_end_of_one_side_is_seen_by_the_other_after_what_it_said(ends):
 def test_a_message_that_is_too_large_is_refused(ends):
     with pytest.raises(ValueError, match="too large"):
         ends[0].send({"padding": "x" * 200_000})
+
+
+def test_the_last_words_of_a_side_that_ends_without_reading_are_heard():
+    # Linux tells of what that side has not read (ECONNRESET) before it gives what it has said.
+    ours, theirs = Channel.pair()
+    ours.send({"do": "speak"})
+    theirs.send({"say": "failed", "error": "no such module"})
+    theirs.close()
+    assert [message for message, _ in ours.receive()] == [{"say": "failed", "error": "no such module"}]
+    assert ours.ended
+    ours.close()
