@@ -6,7 +6,6 @@ figures.  The quiet run before an attack is on the same server; a p99 below `FLO
 
 from __future__ import annotations
 
-import os
 import ssl
 
 import pytest
@@ -31,9 +30,7 @@ def compared(name, server, kind, count, *, growth, **options):
     report = attack.end()
     print(f"\n{name}: quiet {quiet}\n{' ' * len(name)}  under attack {noisy}, {grown / MIB:+.1f} MiB")
     print(f"{' ' * len(name)}  attackers: {report}; ended by {statistics['causes']}")
-    # On a machine that has more to do than processors, everybody waits for one that often longer.
-    crowded = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert noisy.p99 <= max(FACTOR * quiet.p99, FLOOR * crowded)
+    assert noisy.p99 <= max(FACTOR * quiet.p99, FLOOR)
     assert grown <= growth
     assert statistics["failed"] == 0
     return statistics
@@ -46,13 +43,13 @@ def test_thousands_of_clients_of_one_byte_a_second(strategy, kind):
     assert statistics["causes"].get("timeout", 0) > 4000
 
 
-@pytest.mark.parametrize(("strategy", "kind"), [("reactor", "message"), ("green", "function")])
+@pytest.mark.parametrize(("strategy", "kind"), [("reactor", "message"), ("green", "function"), ("threads", "message")])
 def test_clients_that_never_read(strategy, kind):
     limits = {"max_pending_bytes": 65536}
     with served(strategy=strategy, kind=kind, limits=limits, timeouts={"write": 3}) as server:
         # As much as may be pending for each, both ways, and what the allocator keeps.
-        statistics = compared(f"deaf, {strategy}", server, "deaf", 200, growth=200 * 4 * 65536)
-    assert statistics["causes"].get("timeout", 0) > 20
+        statistics = compared(f"deaf, {strategy}", server, "deaf", 500, growth=500 * 4 * 65536)
+    assert statistics["causes"].get("timeout", 0) > 100
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [("reactor", "message"), ("threads", "function")])
