@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import format_peer
@@ -17,6 +16,7 @@ from longshore.errors import LongshoreError
 from longshore.events import AcceptFailed, ConnectionRejected, LimitNear, LimitsAdjusted
 from longshore.limits import Gate
 from longshore.networks import Networks, packed
+from longshore.owners import credentials_of
 from longshore.policy import Policy, Sparing
 from longshore.prologue import Prologue, Suspected
 from longshore.thrift import Thrift
@@ -391,13 +391,8 @@ def _who(family: int, sock: Any, address: Any) -> Who:
         return packed(address[0])
     if family != _UNIX:
         return None
-    try:
-        # unix(7), SO_PEERCRED: pid, uid, gid of whoever connected.
-        credentials = getattr(sock, "request", sock).getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    except (OSError, AttributeError):
-        # Not on this system, or it is gone already.
-        return None
-    return int(struct.unpack("=iII", credentials)[1])
+    told = credentials_of(getattr(sock, "request", sock))
+    return None if told is None else told[1]
 
 
 def _set_options(sock: socket.socket, listener: Listener) -> None:

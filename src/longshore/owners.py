@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import PATH_LIMIT
 
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
 
     from longshore.addresses import Endpoint
 
-__all__ = ("lock_holders", "peer_of", "process_name", "socket_holders", "temporary_name", "unix_holders")
+__all__ = (
+    "credentials_of",
+    "lock_holders",
+    "peer_of",
+    "process_name",
+    "socket_holders",
+    "temporary_name",
+    "unix_holders",
+)
+
+#: struct ucred of unix(7).
+_CREDENTIALS = struct.Struct("=iII")
 
 
 def process_name(pid: int) -> str:
@@ -90,6 +102,19 @@ def temporary_name(path: str) -> str:
     return name
 
 
+def credentials_of(sock: Any) -> tuple[int, int, int] | None:
+    """Process, user and group at the other end of a Unix socket when it connected (SO_PEERCRED, unix(7)).
+
+    `sock` has `getsockopt`, as sockets and connections do.  None where the system does not tell, or it is gone already.
+    """
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    try:
+        return _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    except OSError:
+        return None
+
+
 def peer_of(path: str) -> list[int]:
     """Who listens at `path`, by asking the kernel over a connection: it tells also of other users' processes."""
     if sys.platform != "linux":
@@ -99,10 +124,10 @@ def peer_of(path: str) -> list[int]:
             probe.setblocking(False)
             try:
                 probe.connect(path)
-                pid = int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
             except OSError:
                 continue
-            return [pid] if pid else []
+            told = credentials_of(probe)
+            return [told[0]] if told is not None and told[0] else []
     return []
 
 

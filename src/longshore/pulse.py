@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from longshore.events import WorkerBlocked
+from longshore.workforce import resident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -112,7 +113,7 @@ class Pulse:
         served = self._region.row("accepts")[worker.slot]
         if worker.max_connections is not None and served >= worker.max_connections:
             return f"it has served {served} connections (max_connections)"
-        if most is not None and (memory := worker.memory()) > most:
+        if most is not None and (memory := resident(worker.pid)) > most:
             return f"it uses {memory >> 20} MiB (max_memory)"
         return ""
 

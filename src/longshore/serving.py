@@ -60,13 +60,14 @@ def serve(
         AddressError: an address cannot be bound.
         LongshoreError: workers could not start.
     """
-    if isinstance(shared, str) or (workers != 1 and shared is None and "longshore.shared" in sys.modules):
-        # Before the first worker, which finds it in its environment.
+    supervised = workers != 1 or metrics is not None or control is not None
+    if isinstance(shared, str) or (supervised and shared is None and "longshore.shared" in sys.modules):
+        # Before the first worker, which finds it in its environment, as its successor after a reload does.
         from longshore.shared import join
 
         shared = join(shared)
     options["shared"] = shared
-    if workers != 1 or metrics is not None or control is not None:
+    if supervised:
         return _serve_with_workers(handler, addresses, workers, pool, options, (metrics, control))
     with made_pool(pool) as made:
         server = Server(handler, *addresses, pool=made, **options)
@@ -86,8 +87,8 @@ def made_pool(given: Any) -> Iterator[Any]:
         return
     from longshore.shared import Pool
 
-    text = str(given).strip()
-    pool = Pool(None if text == "auto" else int(text) if text.lstrip("-").isdecimal() else text)
+    size = _size(given)
+    pool = Pool(None if size == "auto" else size)
     try:
         yield pool
     finally:
@@ -98,14 +99,20 @@ def made_pool(given: Any) -> Iterator[Any]:
 
 def made_share(given: Any, place: int, workers: int) -> AbstractContextManager[Any]:
     """As `made_pool`, for the worker at `place` (from 0) of `workers`, whose pools are one together."""
-    if not isinstance(given, (int, str)) or "://" in str(given):
+    size = _size(given)
+    if size != "auto" and not isinstance(size, int):
         return made_pool(given)
     from longshore.shared.pool.contract import share
     from longshore.workforce import usable_cpus
 
-    text = str(given).strip()
-    total = max(workers, usable_cpus()) if text == "auto" else int(text)
+    total = max(workers, usable_cpus()) if size == "auto" else int(size)
     return made_pool(share(total, workers, place))
+
+
+def _size(given: Any) -> Any:
+    """What `pool` means where text is a number, as on a command line; anything else as it is."""
+    text = given.strip() if isinstance(given, str) else given
+    return int(text) if isinstance(text, str) and text.lstrip("-").isdecimal() else text
 
 
 def _serve_with_workers(
@@ -135,7 +142,9 @@ def _serve_with_workers(
             server.subscribe(log_failure)
             yield server
 
-    plan = Plan(addresses, staff(workers), example.timeouts.drain, build)
+    crew = staff(workers)
+    made_share(pool, 0, crew.count)
+    plan = Plan(addresses, crew, example.timeouts.drain, build)
     return supervise(lambda: plan, _announce, *watched)
 
 

@@ -143,14 +143,6 @@ class ChildProcess:
         except (OSError, IndexError):
             return False
 
-    def memory(self) -> int:
-        """Its resident memory in bytes; 0 where the system does not tell."""
-        try:
-            with open(f"/proc/{self.pid}/statm", "rb") as file:
-                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError, ValueError):
-            return 0
-
     def close(self) -> None:
         """Give back what the parent has of it."""
         self.state = "ended"
@@ -213,6 +205,15 @@ def staff(workers: int | str | Workers) -> Workers:
     if isinstance(workers, str):
         raise ConfigError(f"workers={workers!r}: must be a whole number, 'auto' or Workers(...)")
     return Workers(count=workers)
+
+
+def resident(pid: int) -> int:
+    """The resident memory of a process in bytes (proc(5), statm); 0 where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def usable_cpus() -> int:

@@ -162,6 +162,7 @@ def test_no_address_is_told_with_an_example(run, app):
         (["--connection-rate", "0"], ["--connection-rate 0", "must be a number above 0"]),
         (["--workers", "many"], ["--workers", "'many'", "whole number, or auto"]),
         (["--workers", "0"], ["workers 0", "at least 1"]),
+        (["--workers", "2", "--pool", "1"], ["pool of 1 processes", "2 workers"]),
         (["--log-format", "jsn"], ["'jsn'", "Did you mean json?"]),
         (["--config", "nowhere.toml"], ["nowhere.toml"]),
         (["--max-connections"], ["--max-connections"]),

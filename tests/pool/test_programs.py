@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from longshore.errors import ConfigError
+from longshore.serving import made_share
 from longshore.testing import Client
 from pool.places import PATIENCE
 
@@ -122,3 +124,8 @@ def test_programs_for_multiprocessings_pool_run_with_the_import_changed(tmp_path
     (tmp_path / "program.py").write_text(DIALECT)
     done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=18)
     assert (done.stdout, done.stderr) == (SAID, "")
+
+
+def test_a_place_that_is_none_is_refused_as_one_by_each_worker():
+    with pytest.raises(ConfigError, match="no such place"), made_share("abc", 0, 2):
+        pass

@@ -100,6 +100,8 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
         config = Config.load(arguments.config, arguments=arguments.values)
         refuse_processes(config.strategy)
         workers = dataclasses.replace(config.prefork, count=staff(config.workers).count)
+        # A pool that cannot be divided is refused here, once, and not by each worker.
+        made_share(config.pool, 0, workers.count)
 
         @contextlib.contextmanager
         def build(listeners: Sequence[Listener], place: int, count: int) -> Iterator[Server]:

@@ -130,7 +130,7 @@ def _service(
         *([f"Requires={needs}", f"After={needs}"] if sockets else []),
         "",
         "[Service]",
-        "# READY=1 comes once it accepts; a reload is SIGHUP, and ends when the new workers serve.",
+        "# READY=1 comes once it accepts; a reload is SIGHUP, whose end is in the log.",
         "Type=notify",
         f"ExecStart={' '.join(_quoted(word) for word in words)}",
         "ExecReload=/bin/kill -HUP $MAINPID",

@@ -11,13 +11,12 @@ What verbs do is the plane's affair.
 from __future__ import annotations
 
 import os
-import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 from longshore.errors import ConfigError, LongshoreError
 from longshore.framing import Json, Lines
 from longshore.handlers import MessageHandler
+from longshore.owners import credentials_of
 
 if TYPE_CHECKING:
     from longshore.control.plane import Plane
@@ -26,7 +25,6 @@ __all__ = ("FRAMING", "Commander", "default_path")
 
 #: What both sides of the control socket cut by; a list of connections is long.
 FRAMING = Json(Lines(max_size=1 << 26))
-_CREDENTIALS = struct.Struct("3i")
 
 
 def default_path(environ: Any = os.environ) -> str:
@@ -52,14 +50,13 @@ class Commander(MessageHandler):
     async def connected(self) -> None:
         """Send strangers away."""
         self.traces: set[int] = set()
-        if hasattr(socket, "SO_PEERCRED"):
-            data = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            _pid, uid, _gid = _CREDENTIALS.unpack(data)
-            if uid not in (0, os.geteuid()):
-                await self.connection.send(
-                    {"ok": False, "error": f"user {uid} may not command this server", "hint": "Be its user, or root."}
-                )
-                self.connection.close()
+        told = credentials_of(self.connection)
+        # Where the system does not tell, the mode of the file has to do.
+        if told is not None and told[1] not in (0, os.geteuid()):
+            await self.connection.send(
+                {"ok": False, "error": f"user {told[1]} may not command this server", "hint": "Be its user, or root."}
+            )
+            self.connection.close()
 
     async def message(self, message: Any) -> dict[str, Any]:
         """Obey."""

@@ -26,6 +26,7 @@ from longshore.control.pages import Page, document, serve_pages
 from longshore.errors import ConfigError, LongshoreError
 from longshore.server import Server
 from longshore.settings import near_match
+from longshore.workforce import resident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -379,7 +380,7 @@ class Plane:
                 ([each.worker], float(each.worker in answers.results)) for each in self._fleet
             ],
             "longshore_worker_resident_memory_bytes": [
-                ([each.worker], memory) for each in self._fleet if (memory := _memory(each.pid)) is not None
+                ([each.worker], memory) for each in self._fleet if (memory := resident(each.pid))
             ],
         }
         ends = {worker: result["certificate_expires"] for worker, result in answers.results.items()}
@@ -420,12 +421,3 @@ _DEEDS: dict[str, Callable[..., Any]] = {
     "cut": Plane.cut,
     "trace": Plane.trace,
 }
-
-
-def _memory(pid: int) -> int | None:
-    """The resident memory of a process in bytes; None where the system does not tell."""
-    try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError, ValueError):
-        return None

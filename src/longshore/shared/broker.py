@@ -13,8 +13,6 @@ import logging
 import os
 import resource
 import selectors
-import socket
-import struct
 import threading
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.config import Limits, Timeouts
 from longshore.errors import FramingError, LongshoreError
 from longshore.handlers import MessageHandler
+from longshore.owners import credentials_of
 from longshore.server import Server
 from longshore.shared.core import Core
 from longshore.shared.places import MAX_ITEM, Status
@@ -35,7 +34,6 @@ __all__ = ("main",)
 
 #: A reply may be as large as a whole dict; a client that takes nothing is cut beyond this.
 _PENDING = 1 << 30
-_CREDENTIALS = struct.Struct("3i")
 log = logging.getLogger("longshore.shared")
 
 
@@ -142,8 +140,8 @@ class _Session(MessageHandler):
     def connected(self) -> None:
         """Look who it is."""
         self.trusted = self.gone = False
-        raw = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self.pid, uid, _ = _CREDENTIALS.unpack(raw)
+        # Whoever is gone already, or cannot be told, is nobody's process, and is refused as a stranger.
+        self.pid, uid, _ = credentials_of(self.connection) or (0, -1, -1)
         if uid != os.geteuid():
             log.warning("refused process %d of user %d: this broker serves user %d only", self.pid, uid, os.geteuid())
             self.gone = True

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import itertools
-import os
 import pickle
 import weakref
 from collections.abc import Sized
@@ -21,6 +20,7 @@ from longshore.shared.pool.contract import Call, Options, Unpicklable, call_each
 from longshore.shared.pool.results import Results, Unordered
 from longshore.shared.pool.room import Room
 from longshore.shared.pool.waiting import Future, Promise
+from longshore.workforce import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -423,7 +423,7 @@ def _backend(place: int | str | None, options: Options) -> tuple[Backend, Callab
 
         return cluster.Cluster(place, options), cluster.dumps
     if place is None:
-        place = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        place = usable_cpus()
     if isinstance(place, bool) or not isinstance(place, int) or place < 1:
         raise ConfigError(f"Pool({place!r}): the number of processes must be a whole number of at least 1")
     from longshore.shared.pool.local import Local

@@ -35,12 +35,13 @@ from longshore.errors import ConfigError, LongshoreError, Timeout, WorkerDied
 from longshore.reactor.portable import PortableReactor
 from longshore.shared.pool.contract import PoolClosed, describe, pack_call
 from longshore.shared.pool.frames import FAILED, LEAVING, READY, RESULT, SETUP, TASK, UNFIT, frame
-from longshore.shared.pool.member import Member, advice, ending, resident
+from longshore.shared.pool.member import Member, advice, ending
 from longshore.shared.pool.nursery import Nursery
 from longshore.shared.pool.process import Setup
 from longshore.shared.pool.waiting import told_pool_threads
 from longshore.strategies.spawner import DIED, FORKED, REFUSED
 from longshore.strategies.wire import unpack_error
+from longshore.workforce import resident
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,6 @@ Data, and what the system tells about a process.  What is done with it stands in
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from longshore.shared.pool.contract import Call
     from longshore.shared.pool.nursery import Nursery
 
-__all__ = ("Member", "advice", "ending", "resident")
+__all__ = ("Member", "advice", "ending")
 
 
 class Member:
@@ -76,12 +75,3 @@ def advice(status: int | None) -> str:
     if status == -signal.SIGKILL:
         return "If nobody has killed it, the system was out of memory: see dmesg."
     return "Only this task is lost; the pool has another process by now."
-
-
-def resident(pid: int) -> int:
-    """Bytes of resident memory, where the system tells (proc(5))."""
-    try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return 0
