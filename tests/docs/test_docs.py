@@ -25,7 +25,7 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.myst import CodeBlockParser, SkipParser
 
 import longshore
-from longshore import config, errors, framing
+from longshore import config, errors, framing, shared
 from longshore.handlers import RUNS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,6 +141,8 @@ class Reader:
         if self._background is not None and self._background.poll() is None:
             self._background.kill()
             self._background.wait()
+        # What the blocks of one page have joined, the programs of the next would find in their environment.
+        shared.leave()
 
 
 def agree(shown: str, printed: str) -> bool:
