@@ -29,11 +29,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 import time
 from typing import TYPE_CHECKING
 
 from longshore.limits import Gate
+from longshore.workforce import nameless
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ class Places:
     def __init__(self, region: Region, workers: int) -> None:
         self.region = region
         #: A file of no size whose first byte is locked.
-        self.lock = _nameless()
+        self.lock = nameless("longshore-places")
         self.wakes = [_wake() for _ in range(max(_WAKES, 2 * workers))]
 
     @property
@@ -273,11 +273,3 @@ def _wake() -> tuple[int, int]:
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
     return reader, writer
-
-
-def _nameless() -> int:
-    """The descriptor of a file without a name."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("longshore-places", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

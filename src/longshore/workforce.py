@@ -23,7 +23,16 @@ from longshore.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ("ChildProcess", "State", "cause_of", "reap_orphans", "staff", "usable_cpus")
+__all__ = (
+    "ChildProcess",
+    "State",
+    "cause_of",
+    "nameless",
+    "reap_orphans",
+    "resident",
+    "staff",
+    "usable_cpus",
+)
 
 State = Literal["starting", "ready", "draining", "ended"]
 
@@ -69,7 +78,7 @@ class ChildProcess:
             OSError: the system has no process, memory or descriptor left.
         """
         others = tuple(others)
-        self._stacks = _nameless()
+        self._stacks = nameless("longshore-stacks")
         self.channel, theirs = Channel.pair()
         # A signal that came to the child before it is one would be read by the parent, as its own.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -227,8 +236,9 @@ def usable_cpus() -> int:
     return max(1, cpus)
 
 
-def _nameless() -> int:
+def nameless(label: str) -> int:
+    """The descriptor of a new file without a name; `label` is what /proc shows of it, where the system has that."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("longshore-stacks", os.MFD_CLOEXEC)
+        return os.memfd_create(label, os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -124,7 +124,6 @@ class _Session:
         self._editing = self._terminal and sys.stdout.isatty()
         self._ended = threading.Event()
         self._error: BaseException | None = None
-        self._stdout_gone = False
         self._sent = 0
         self._received = 0
         self._last = time.monotonic()
