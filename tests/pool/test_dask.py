@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -12,6 +14,8 @@ import pytest
 
 from longshore import AddressError, BrokerLost, ConfigError
 from longshore.shared import Pool
+from longshore.shared.pool import remote
+from longshore.strategies.wire import unpack_error
 from pool import tasks
 from pool.places import PATIENCE, gone, running_cluster, text_of
 
@@ -57,3 +61,12 @@ def test_without_dask_the_extra_is_named():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=15)
     assert done.stdout == "ConfigError pip install longshore[dask]\n"
+
+
+def test_a_task_that_was_cancelled_before_its_worker_had_begun_with_it_is_never_run():
+    # Cancelling goes out of band, and may overtake the task on its way through a thread of the worker.
+    options = pickle.dumps(("a pool", b"of nobody"))
+    remote.cancel_there(options, 7)
+    verb, error = remote.run_there(options, 7, b"", "tasks.square", None)
+    assert verb == remote.FAILED
+    assert isinstance(unpack_error(pickle.loads(error)), concurrent.futures.CancelledError)

@@ -24,10 +24,16 @@ RETURNED, FAILED = "returned", "failed"
 _lock = threading.Lock()
 _pools: dict[str, Local] = {}
 _calls: dict[tuple[str, int], _Call] = {}
+#: Calls that were cancelled and are not here: Dask may have them on their way to a thread of this worker.
+_cancelled: dict[tuple[str, int], None] = {}
+#: So many of them are known, as most of them never come: every worker is told of every cancellation.
+REMEMBERED = 4096
 
 
 class _Call(Call):
     """A call whose outcome stays as it came: it is for the client to unpickle."""
+
+    pool: Local | None = None
 
     def finish(self, payload: bytes | bytearray) -> None:
         """Keep what it has returned."""
@@ -49,14 +55,17 @@ def run_there(options: bytes, number: int, payload: bytes, name: str, timeout: f
         `RETURNED` and the pickled value, or `FAILED` and the packed error.
     """
     pool_name, packed = pickle.loads(options)
-    pool = _pool(pool_name, packed)
-    future = Future(lambda future: pool.cancel(future.call))
-    call = _Call(future, payload, name, timeout)
-    future.call = call
+    key = pool_name, number
+    future = Future(_end)
+    call = future.call = _Call(future, payload, name, timeout)
     with _lock:
-        _calls[pool_name, number] = call
+        if key in _cancelled:
+            return FAILED, pickle.dumps(pack_error(concurrent.futures.CancelledError()))
+        _calls[key] = call
     try:
-        pool.submit(call)
+        # One that is cancelled from here on is dropped by the pool.
+        call.pool = _pool(pool_name, packed)
+        call.pool.submit(call)
         outcome: tuple[str, bytes] = concurrent.futures.Future.result(future)
     except concurrent.futures.CancelledError as error:
         return FAILED, pickle.dumps(pack_error(error))
@@ -64,8 +73,13 @@ def run_there(options: bytes, number: int, payload: bytes, name: str, timeout: f
         return FAILED, pickle.dumps(pack_error(error))
     finally:
         with _lock:
-            _calls.pop((pool_name, number), None)
+            _calls.pop(key, None)
     return outcome
+
+
+def _end(future: Future) -> None:
+    if future.call.pool is not None:
+        future.call.pool.cancel(future.call)
 
 
 def _pool(name: str, packed: bytes) -> Local:
@@ -80,9 +94,14 @@ def _pool(name: str, packed: bytes) -> Local:
 
 
 def cancel_there(options: bytes, number: int) -> None:
-    """End a call, if it runs on this worker."""
+    """End a call that runs on this worker, or that is about to."""
+    key = (pickle.loads(options)[0], number)
     with _lock:
-        call = _calls.get((pickle.loads(options)[0], number))
+        call = _calls.get(key)
+        if call is None:
+            _cancelled[key] = None
+            while len(_cancelled) > REMEMBERED:
+                del _cancelled[next(iter(_cancelled))]
     if call is not None:
         call.future.cancel()
 
