@@ -54,6 +54,13 @@ def test_a_server_tells_when_it_starts_and_when_it_has_stopped(shape, serve):
     assert server.status == "stopped"
 
 
+def wait_for_a_turn(server):
+    """Until the reactor has ended what it was at: a drain is announced before it shuts the doors."""
+    turned = threading.Event()
+    server.reactor.post(turned.set)
+    assert turned.wait(10)
+
+
 def test_drain_closes_idle_connections_at_once(shape, serve):
     server = serve(shape)
     with Client(server.url) as idle, contextlib.ExitStack() as stack:
@@ -135,6 +142,7 @@ def test_new_connections_are_refused_once_it_drains(together, serve):
         wait_until_received(server, 6 + 4)
         drained = in_thread(server.drain)
         server.events.wait_for(ServerDraining)
+        wait_for_a_turn(server)
         with pytest.raises(ConnectionRefusedError):
             Client(server.url)
         client.send(b"\n")
