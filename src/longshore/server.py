@@ -12,7 +12,7 @@ import contextvars
 import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from longshore import reactor as reactors
 from longshore import strategies
@@ -100,7 +100,7 @@ class Server:
 
     #: Real time; tests put a clock here that they turn by hand.
     clock: Clock | None = None
-    _all: ClassVar[WeakSet[Server]] = WeakSet()
+    _all: ClassVar[WeakValueDictionary[int, Server]] = WeakValueDictionary()
 
     def __init__(
         self,
@@ -132,7 +132,6 @@ class Server:
             )
         #: The executor that was given as `pool`, for what needs a processor; whoever made it ends it.
         self.pool: TaskPool | None = pool
-        Server._all.add(self)
         self.handler: Handler = understand(handler)
         self.limits = limits or Limits()
         self.timeouts = timeouts or Timeouts()
@@ -170,6 +169,8 @@ class Server:
         self._on_end: Callable[[], object] | None = None
         self._watchdog: Watchdog | None = None
         self._running = False
+        # Last: others read what stands above, from other threads and after an __init__ that failed.
+        Server._all[id(self)] = self
 
     # -- what users ask ----------------------------------------------------------------------------------
 
@@ -418,7 +419,9 @@ class Server:
                 # Handlers find its value in the memory that they are forked with.
                 self._lifespan.prepare(self)
                 self.state = self._lifespan.enter()
-            holders = [self._targets, *(holder for server in Server._all for holder in server._holders)]
+            # `valuerefs` copies at once, so another thread may make a server meanwhile.
+            servers = [server for ref in Server._all.valuerefs() if (server := ref()) is not None]
+            holders = [self._targets, *(holder for server in servers for holder in server._holders)]
             prepared = strategies.prepare(self.strategy_name, self, self._targets.tls_context, holders)
             for target in self._targets.items:
                 self._listeners += bind(target)
