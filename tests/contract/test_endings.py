@@ -1,12 +1,14 @@
-"""How a connection ends on a reactor: whoever still reads loses no byte."""
+"""How a connection ends on a reactor: whoever still reads loses no byte, and whoever still uses it hears why."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
 
-from longshore import Raw, Timeouts
+import longshore
+from longshore import ClosedError, Raw, Timeouts
 from longshore.events import ConnectionClosed
 from longshore.testing import Client
 
@@ -86,3 +88,59 @@ def test_a_client_has_its_time_to_read_from_the_last_byte_on(longshore_server, l
         assert server.events.of(ConnectionClosed) == []
         longshore_clock.advance(1)
         assert server.events.wait_for(ConnectionClosed).unsent == 0
+
+
+def busy(until, then, seen):
+    """A handler that reads once `until` is set, after it has called `then`, and its async twin."""
+
+    def handler(connection):
+        connection.sendall(b"ready")
+        then(connection)
+        longshore.to_thread(until.wait, 5)
+        try:
+            while data := connection.recv(100):
+                seen.append(data)
+            seen.append("the end")
+        except OSError as error:
+            seen.append(type(error))
+
+    async def async_handler(connection):
+        await connection.sendall(b"ready")
+        then(connection)
+        await asyncio.to_thread(until.wait, 5)
+        try:
+            while data := await connection.recv(100):
+                seen.append(data)
+            seen.append("the end")
+        except OSError as error:
+            seen.append(type(error))
+
+    return {"green": handler, "async": async_handler}
+
+
+@pytest.mark.parametrize("strategy", ["green", "async"])
+def test_a_reset_is_never_taken_for_the_end_of_the_stream(longshore_server, strategy):
+    seen, until = [], threading.Event()
+    handler = busy(until, lambda connection: None, seen)[strategy]
+    server = longshore_server(handler, strategy=strategy)
+    with Client(server.url) as client:
+        assert client.recv_exactly(5) == b"ready"
+        client.send(b"first half")
+        turn(server)
+        client.reset()
+        turn(server)
+        until.set()
+        assert server.events.wait_for(ConnectionClosed).cause == "reset"
+    assert seen == [b"first half", ConnectionResetError]
+
+
+@pytest.mark.parametrize("strategy", ["green", "async"])
+def test_whoever_reads_what_he_has_closed_is_told_so_however_late(longshore_server, strategy):
+    seen, until = [], threading.Event()
+    server = longshore_server(busy(until, lambda connection: connection.close(), seen)[strategy], strategy=strategy)
+    with Client(server.url) as client:
+        assert client.recv_until_closed() == b"ready"
+    turn(server)
+    until.set()
+    server.events.wait_for(ConnectionClosed)
+    assert seen == [ClosedError]

@@ -457,7 +457,6 @@ impl Stream {
 
     pub(super) fn finish<T>(&mut self, kit: &mut Kit<'_, T>) -> Effects {
         self.release(kit);
-        self.input.ended = true;
         Effects { finished: true, ..Effects::default() }
     }
 

@@ -502,7 +502,6 @@ class Stream:
 
     def _finish(self) -> None:
         self._release()
-        self.input.end()
         self.socket.close()
         self.wake()
         self.sink.closed(self.cause, self.error)
