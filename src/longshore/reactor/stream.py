@@ -285,12 +285,10 @@ class Stream:
             self._dropped = math.inf
         elif not self.pending:
             self._dropped += len(data)
-        if self._lingers:
-            return
-        if self.pending:
+        if not self._lingers and self.pending:
             # The end of their side, or of our patience with it, says nothing about what they still read.
             self._update()
-        else:
+        elif not self._lingers:
             self._finish()
 
     @property
@@ -548,17 +546,10 @@ class Stream:
         state = self.state
         if state == "closed":
             return
+        ahead = self._hungry or self.input.size < min(CHUNK, self.limits.max_pending_bytes)
+        wanted = ahead and not self.input.ended and self.pending <= self.limits.max_pending_bytes
         events = 0
-        if (
-            state == "opening"
-            or (state == "closing" and self._lingers)
-            or (
-                state == "open"
-                and not self.input.ended
-                and (self._hungry or self.input.size < min(CHUNK, self.limits.max_pending_bytes))
-                and self.pending <= self.limits.max_pending_bytes
-            )
-        ):
+        if self._lingers if state == "closing" else state == "opening" or wanted:
             events = selectors.EVENT_READ
         if (self._wire or self._lengths) and not self._deferred:
             events |= selectors.EVENT_WRITE
