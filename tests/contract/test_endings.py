@@ -8,7 +8,7 @@ import threading
 import pytest
 
 import longshore
-from longshore import ClosedError, Raw, Timeouts
+from longshore import ClosedError, MessageHandler, Raw, Timeouts
 from longshore.events import ConnectionClosed
 from longshore.testing import Client
 
@@ -144,3 +144,23 @@ def test_whoever_reads_what_he_has_closed_is_told_so_however_late(longshore_serv
     until.set()
     server.events.wait_for(ConnectionClosed)
     assert seen == [ClosedError]
+
+
+def test_an_exit_in_the_middle_of_a_stop_leaves_no_connection_behind(longshore_server):
+    class Leaving(MessageHandler):
+        framing = Raw()
+
+        def message(self, message):
+            return message
+
+        def disconnected(self, error):
+            raise SystemExit
+
+    server = longshore_server(Leaving)
+    with Client(server.url) as one, Client(server.url) as other:
+        for client in (one, other):
+            client.send(b"hello")
+            assert client.recv() == b"hello"
+        server.stop()
+        assert (one.recv_until_closed(), other.recv_until_closed()) == (b"", b"")
+    assert server.status == "stopped"
