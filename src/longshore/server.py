@@ -563,23 +563,26 @@ class Server:
             self._end_reactor()
 
     def _close(self) -> None:
-        """The last thing that happens on the server's thread."""
-        if self.status in ("serving", "paused", "draining"):
-            # An exception left the loop: cut what is open, so that nothing outlives it.
-            self._machine.to("stopping")
-            self._admission.cut()
-            self._admission.destroy()
-        elif self.status == "starting":
-            self._machine.to("stopping")
+        """The last thing that happens on the server's thread: every step, whatever one raises, the first named last."""
+        with contextlib.ExitStack() as steps:
+            steps.callback(self._release)
+            steps.callback(self._admission.close)
+            steps.callback(lambda: self._ending.close(self._strategy.close()))
+            if self._watchdog is not None:
+                steps.callback(self._watchdog.stop)
+            steps.callback(self._exit_lifespan)
+            for session in tuple(self._admission.sessions):
+                steps.callback(session.destroy)
+            if self.status != "stopping":
+                # An exception left the loop: cut what is open, so that nothing outlives it.
+                self._machine.to("stopping")
+                self._admission.cut()
+
+    def _exit_lifespan(self) -> None:
         try:
             self._lifespan.exit()
         except Exception as error:
             self.emit(HandlerFailed(handler="lifespan", peer=None, error=error))
-        if self._watchdog is not None:
-            self._watchdog.stop()
-        self._ending.close(self._strategy.close())
-        self._admission.close()
-        self._release()
 
     def _release(self) -> None:
         for listener in self._listeners:
