@@ -204,7 +204,7 @@ _METHODS: dict[int, str] = {
     Verb.SEND: "send",
     Verb.TAKE_MESSAGE: "recv",
     Verb.POLL: "poll",
-    Verb.RECEIVE: "get",
+    Verb.RECEIVE: "subscribe().get",
 }
 
 
