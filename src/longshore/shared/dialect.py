@@ -107,7 +107,7 @@ class Manager:
         return RLock(_fresh())
 
     def Semaphore(self, value: int = 1) -> Semaphore:
-        """A `Semaphore`."""
+        """A `Semaphore`: of slots, which their holders release, or with 0 a signal, which anybody does."""
         return Semaphore(_fresh(), value)
 
     #: Every semaphore is bounded: only its holder releases.
