@@ -271,7 +271,13 @@ impl Stream {
             self.input.settle(kit.pool);
             self.dropped += count;
             if count == 0 || self.dropped > LINGER_BYTES {
-                return Read::Gone(self.finish(kit));
+                // Once all is sent it ends: who has said its last word may still be listening.
+                self.input.ended = true;
+                self.update(kit, token);
+                let effects = self.output_sent(kit);
+                if effects.finished {
+                    return Read::Gone(effects);
+                }
             }
             return Read::Nothing;
         }

@@ -282,7 +282,10 @@ class Stream:
     def _drop(self, data: bytes) -> None:
         self._dropped += len(data)
         if not data or self._dropped > LINGER_BYTES:
-            self._finish()
+            # Once all is sent it ends: who has said its last word may still be listening.
+            self.input.end()
+            self._update()
+            self._output_sent()
 
     # -- output ----------------------------------------------------------------------------------------
 
