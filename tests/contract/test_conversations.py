@@ -88,6 +88,21 @@ def test_a_half_closed_tls_client_gets_every_reply(shape, serve, certificates):
         assert client.recv_exactly(8) == b"one\ntwo\n"
 
 
+def test_a_half_closed_client_gets_all_of_the_last_reply_before_the_connection_is_closed(framed, serve):
+    size = 8 << 20
+
+    def answer(message: bytes, connection: Any) -> bytes | None:
+        connection.sendall(b"x" * size)
+        connection.close()
+        return None
+
+    server = serve(framed, answer)
+    with Client(server.url) as client:
+        client.send(b"all of it\n")
+        client.half_close()
+        assert len(client.recv_until_closed()) == size
+
+
 def test_a_reply_is_not_destroyed_by_input_that_nobody_reads(framed, serve):
     def answer(message: bytes, connection: Any) -> bytes | None:
         connection.send(b"too much")

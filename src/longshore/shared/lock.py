@@ -176,17 +176,13 @@ class Semaphore(Held):
         value: the slots; 0 makes a signal.
 
     Raises:
-<<<<<<< HEAD
         ConfigError: `value` is no number from 0, or not that of the other handles of this name.
-=======
-        ConfigError: `value` is negative, or not that of the other handles of this name.
 
     Example:
         >>> done = Semaphore("done", 0)
         >>> done.release()
         >>> print(done.acquire(timeout=0), done.acquire(timeout=0))
         True False
->>>>>>> sharedrest
     """
 
     kind = "Semaphore"
