@@ -449,9 +449,9 @@ class Supervisor:
         reason = failure.get("error") or cause_of(worker.status or 0)
         young = was == "starting" or time.monotonic() - worker.ready_at < YOUNG
         pause = self.brake.died(time.monotonic(), early=young)
-        stack = "" if worker.blocked_since is not None else worker.stack()
+        stack = "" if worker.blocked_since is not None else worker.stack() or failure.get("raised", "")
         if self.state == "starting" and was == "starting":
-            if self.brake.deaths >= BRAKE:
+            if failure.get("is_mistake") or self.brake.deaths >= BRAKE:
                 self._give_up(failure, reason, stack)
                 return
         elif self.reloads.is_open and worker.generation == self.generation:
@@ -464,17 +464,17 @@ class Supervisor:
                 reason=reason,
                 connections=lost,
                 retry_in=pause,
-                stack=stack or failure.get("trace", ""),
+                stack=stack,
             )
         )
 
     def _give_up(self, failure: dict[str, Any], reason: str, stack: str) -> None:
         """The start has failed: end with what the last worker said."""
-        trace = failure.get("trace", "") or stack
-        self._error = LongshoreError(
-            f"{BRAKE} workers ended before they were ready, the last one: {reason}", hint=failure.get("hint", "")
-        )
-        if trace:
+        told = f"{BRAKE} workers ended before they were ready, the last one: {reason}"
+        # A mistake would be made again by every worker, and is told as without them.
+        is_mistake, hint = failure.get("is_mistake"), failure.get("hint", "")
+        self._error = ConfigError(reason, hint=hint) if is_mistake else LongshoreError(told, hint=hint)
+        if trace := failure.get("trace") or stack:
             self._error.add_note(trace)
         self.stop()
 

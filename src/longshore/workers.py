@@ -25,7 +25,7 @@ import traceback
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from longshore.errors import LongshoreError
+from longshore.errors import ConfigError, LongshoreError
 from longshore.events import ServerAnnounced, ServerDraining, ServerStarted
 from longshore.meter import Meter
 from longshore.places import LOOK_AGAIN, SharedGate
@@ -101,12 +101,19 @@ def _complain(channel: Channel, error: BaseException) -> None:
     """Tell the supervisor what this worker dies of."""
     known = isinstance(error, LongshoreError)
     text = str(error) if known else f"{type(error).__name__}: {error}"
-    trace = "" if known else "".join(traceback.format_exception(error))
+    trace = "".join(traceback.format_exception(error))
+    message = {
+        "say": "failed",
+        "error": text[:8000],
+        "hint": getattr(error, "hint", ""),
+        "is_mistake": isinstance(error, ConfigError),
+        "trace": trace[-8000:],
+        # Where an error was raised is told only of those that do not say what is wrong.
+        "raised": "" if known else trace[-2000:],
+    }
     channel.socket.setblocking(True)
     with contextlib.suppress(Exception):
-        channel.send(
-            {"say": "failed", "error": text[:8000], "hint": getattr(error, "hint", ""), "trace": trace[-32000:]}
-        )
+        channel.send(message)
 
 
 class _Worker:
