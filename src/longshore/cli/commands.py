@@ -96,6 +96,7 @@ _TITLES = {
     "limits": "Limits",
     "timeouts": "Timeouts, in seconds",
     "tls": "TLS",
+    "proxy": "PROXY protocol",
 }
 
 

@@ -86,6 +86,7 @@ def _build(target: str, config: Config, addresses: Sequence[str | Listener], poo
         limits=config.limits,
         timeouts=config.timeouts,
         tls=config.tls,
+        proxy=config.proxy,
         pool=pool,
     )
 
