@@ -385,14 +385,14 @@ class WorkerBlocked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reloading(Event):
-    """New workers start, with code and configuration as they are now."""
+    """A reload begins: new workers start, with code and configuration as they are now; one process reads the latter."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reloaded(Event):
-    """The new workers accept, and the old ones drain."""
+    """The new workers accept, and the old ones drain; or one process serves with what is configured now."""
 
     generation: int
     seconds: float
@@ -400,7 +400,7 @@ class Reloaded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadFailed(Event):
-    """The new workers could not start, or the configuration could not be read; the old workers go on."""
+    """The new workers could not start, or the configuration could not be read; everything goes on as before."""
 
     level: ClassVar[str] = "ERROR"
 

@@ -56,6 +56,7 @@ class Config:
     metrics: str | None = _declare(None, "an address for /metrics, /ready and /live, such as http://127.0.0.1:9100")
     control: str | None = _declare(None, "the file of a control socket for longshore ctl; default: where it looks")
     log_format: str = _declare("text", "one readable line per event, or one JSON object", LOG_FORMATS)
+    log_file: str | None = _declare(None, "a file for all that follows the first line; USR1 opens it anew")
     log_level: str = _declare("info", "the least level that is logged", LOG_LEVELS)
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ import os
 import selectors
 import signal
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from longshore.anchorage import Anchorage
@@ -42,6 +42,7 @@ from longshore.events import (
     WorkerReady,
     WorkerRetiring,
 )
+from longshore.logfiles import reopen_logs
 from longshore.meter import COUNTERS, GAUGES, HISTOGRAMS
 from longshore.pidfile import PidFile
 from longshore.places import Places
@@ -55,7 +56,7 @@ from longshore.signalling import SignalQueue
 from longshore.steward import Steward
 from longshore.subscribers import Subscribers
 from longshore.upgrade import Heritage, Successor, refusal
-from longshore.workers import BEAT, Assignment, reopen_logs, work
+from longshore.workers import BEAT, Assignment, work
 from longshore.workforce import ChildProcess, cause_of, reap_orphans
 
 if TYPE_CHECKING:
@@ -245,14 +246,7 @@ class Supervisor:
             raise self._error
         since = self._ending_since or time.monotonic()
         self.report = DrainReport(self._finished, self._cut, tuple(self._abandoned), time.monotonic() - since)
-        self.emit(
-            ServerStopped(
-                finished=self.report.finished,
-                cut=self.report.cut,
-                abandoned=self.report.abandoned,
-                seconds=self.report.seconds,
-            )
-        )
+        self.emit(ServerStopped(**asdict(self.report)))
         return self.report
 
     def _close(self) -> None:
@@ -287,7 +281,7 @@ class Supervisor:
             case signal.SIGQUIT:
                 self.stop()
             case signal.SIGHUP:
-                self.reload()
+                self.drain() if self._signals.hung_up else self.reload()
             case signal.SIGUSR1:
                 self.reopen_logs()
             case signal.SIGUSR2:
@@ -340,6 +334,7 @@ class Supervisor:
     def reopen_logs(self) -> None:
         """Have every process open its log files anew."""
         reopen_logs()
+        self.tell("reopen-logs")
         for worker in self.workers.values():
             worker.send({"do": "reopen-logs"})
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from longshore.errors import ConfigError, LongshoreError
 from longshore.events import ServerAnnounced, ServerDraining, ServerStarted
+from longshore.logfiles import reopen_logs
 from longshore.meter import Meter
 from longshore.places import LOOK_AGAIN, SharedGate
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from longshore.places import Places
     from longshore.privileges import Identity
 
-__all__ = ("Assignment", "reopen_logs", "work")
+__all__ = ("Assignment", "work")
 
 #: Seconds between two signs of life, at most.
 BEAT = 1.0
@@ -141,7 +142,7 @@ class _Worker:
         server.subscribe(self._meter)
         server.subscribe(self._on_event)
         signal.signal(signal.SIGTERM, lambda *_: server.drain())
-        signal.signal(signal.SIGUSR1, lambda *_: reopen_logs())
+        signal.signal(signal.SIGUSR1, lambda *_: server.reactor is not None and server.reactor.post(reopen_logs))
         server.serve_forever()
         if self._error is not None:
             raise self._error
@@ -271,20 +272,3 @@ class _Descriptor:
 
     def fileno(self) -> int:
         return self._fd
-
-
-def reopen_logs() -> None:
-    """Have every `logging.FileHandler` of this process open its file anew, after a log was rotated."""
-    import logging
-
-    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
-    for handler in {handler for logger in loggers for handler in logger.handlers}:
-        if isinstance(handler, logging.FileHandler):
-            handler.acquire()
-            try:
-                # As `close`, but the handler goes on: its next record opens the file that has the name then.
-                stream, handler.stream = handler.stream, None
-                if stream is not None:
-                    stream.close()
-            finally:
-                handler.release()
