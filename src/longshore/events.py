@@ -41,6 +41,7 @@ __all__ = (
     "SpawnerDied",
     "ThreadsAtFork",
     "UpgradeFailed",
+    "Upgraded",
     "Upgrading",
     "WorkerBlocked",
     "WorkerCrashed",
@@ -410,6 +411,13 @@ class ReloadFailed(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upgrading(Event):
     """The program was started once more, as process `pid`, which takes over the sockets once it is ready."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upgraded(Event):
+    """The new program, process `pid`, serves, and this one drains."""
 
     pid: int
 

@@ -35,6 +35,7 @@ from longshore.events import (
     ServerDraining,
     ServerStarted,
     ServerStopped,
+    Upgraded,
     UpgradeFailed,
     Upgrading,
     WorkerCrashed,
@@ -360,6 +361,7 @@ class Supervisor:
         if successor.is_ready():
             self._handed_over = True
             self.anchorage.hand_over()
+            self.emit(Upgraded(pid=successor.pid))
             self.drain()
         else:
             self.emit(UpgradeFailed(reason=successor.failure()))

@@ -69,6 +69,7 @@ ALL = (
     events.Reloaded(generation=2, seconds=0.5),
     events.ReloadFailed(reason="a.py: SyntaxError"),
     events.Upgrading(pid=8),
+    events.Upgraded(pid=8),
     events.UpgradeFailed(reason="exit status 1"),
     events.ControlEnded(pid=9, reason="exit status 1", retry_in=1.0),
     events.CertificateRenewed(certfile="server.pem", expires=2e9),

@@ -195,6 +195,7 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
     events.Reloaded: lambda event: f"reloaded in {event.seconds:.2f} s: generation {event.generation} serves",
     events.ReloadFailed: lambda event: f"the reload failed, everything goes on as before: {event.reason}",
     events.Upgrading: lambda event: f"upgrading: the program starts again as process {event.pid}",
+    events.Upgraded: lambda event: f"upgraded: process {event.pid} serves in the place of this one",
     events.UpgradeFailed: lambda event: f"the upgrade failed, this program goes on: {event.reason}",
     events.ControlEnded: lambda event: f"the control process ({event.pid}) ended: {event.reason}; {_again(event)}",
     events.LimitNear: lambda event: f"{event.limit} is near: {event.value} of {event.maximum}",
