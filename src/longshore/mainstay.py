@@ -42,40 +42,41 @@ class Source(Protocol):
 
 
 class Mainstay:
-    """Keeps one such process, for as long as there are workers."""
+    """Keeps one such process, or none, for as long as there are workers."""
 
-    def __init__(self, supervisor: Supervisor, source: Source) -> None:
+    def __init__(self, supervisor: Supervisor, source: Source | None) -> None:
         self._supervisor = supervisor
         self._source = source
         self._brake = Brake()
         self._since = time.monotonic()
-        #: When the next one starts, if there is none.
-        self.not_before: float | None = None
+        #: When the next one starts, where one is missing.
+        self.due: list[float] = []
 
     def watch(self) -> None:
         """Hear of its end."""
-        self._supervisor.watch(self._source, self._ended)
+        source = self._source
+        if source is not None:
+            self._supervisor.watch(source, lambda: self._ended(source))
 
     def mend(self) -> None:
         """Start it if it is missing and its time has come."""
-        now = time.monotonic()
-        if self.not_before is None or now < self.not_before:
+        if self._source is None or not self.due or time.monotonic() < self.due[0]:
             return
         try:
             self._source.restart()
         except (LongshoreError, OSError) as error:
-            self._missing(words(error), early=True)
+            self._missing(self._source, words(error), early=True)
             return
-        self.not_before = None
+        self.due = []
         self._since = time.monotonic()
         self.watch()
 
-    def _ended(self) -> None:
-        self._supervisor.forget(self._source)
-        self._missing("its process is gone", early=time.monotonic() - self._since < YOUNG)
+    def _ended(self, source: Source) -> None:
+        self._supervisor.forget(source)
+        self._missing(source, "its process is gone", early=time.monotonic() - self._since < YOUNG)
 
-    def _missing(self, reason: str, *, early: bool) -> None:
+    def _missing(self, source: Source, reason: str, *, early: bool) -> None:
         now = time.monotonic()
         pause = self._brake.died(now, early=early)
-        self.not_before = now + pause
-        self._supervisor.emit(BrokerEnded(pid=self._source.pid, reason=reason, retry_in=pause))
+        self.due = [now + pause]
+        self._supervisor.emit(BrokerEnded(pid=source.pid, reason=reason, retry_in=pause))

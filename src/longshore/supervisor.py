@@ -62,8 +62,6 @@ from longshore.workforce import ChildProcess, cause_of, reap_orphans
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from _typeshed import HasFileno
-
     from longshore.events import Event
     from longshore.liaison import Control
     from longshore.listeners import Listener
@@ -130,7 +128,7 @@ class Supervisor:
         self._abandoned: list[str] = []
         self.report: DrainReport | None = None
         self.steward = None if control is None else Steward(self, control)
-        self._mainstay = None if broker is None else Mainstay(self, broker)
+        self._mainstay = Mainstay(self, broker)
         self._heritage: Heritage | None = None
         self._successor: Successor | None = None
         #: Whether another program has the sockets.
@@ -161,8 +159,7 @@ class Supervisor:
             self._places = Places(self.region, self.wanted)
             self._selector = selectors.DefaultSelector()
             self.watch(self._signals, self._heed)
-            if self._mainstay is not None:
-                self._mainstay.watch()
+            self._mainstay.watch()
             # What is there now is the same in every worker: not looked at again, its memory stays shared.
             gc.collect()
             gc.freeze()
@@ -200,7 +197,8 @@ class Supervisor:
     def _patience(self) -> float | None:
         """Seconds until there is something to do even if nothing happens."""
         now = time.monotonic()
-        due = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None] + self.chores.due
+        due = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None]
+        due += self.chores.due + self._mainstay.due
         if len(self._staying()) < self.wanted and self.state != "ending":
             due.append(self.brake.not_before)
         if self.state == "serving" and not self.reloads.is_open:
@@ -210,8 +208,6 @@ class Supervisor:
             due.append(now + 0.05)
         if self.steward is not None and self.steward.process is None and self.steward.not_before is not None:
             due.append(self.steward.not_before)
-        if self._mainstay is not None and self._mainstay.not_before is not None:
-            due.append(self._mainstay.not_before)
         return max(0.0, min(due) - now) if due else None
 
     @property
@@ -220,11 +216,11 @@ class Supervisor:
         control = None if self.steward is None else self.steward.process
         return [*self.workers.values(), *([] if control is None else [control])]
 
-    def watch(self, source: HasFileno, heard: Callable[[], object]) -> None:
+    def watch(self, source: Any, heard: Callable[[], object]) -> None:
         """Call `heard` while there is something to read."""
         self._selector.register(source, selectors.EVENT_READ, heard)
 
-    def forget(self, source: HasFileno) -> None:
+    def forget(self, source: Any) -> None:
         """Watch it no more; again does nothing."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(source)
@@ -280,28 +276,25 @@ class Supervisor:
 
     def _heed(self) -> None:
         for number in self._signals.read():
-            self._signalled(number)
-
-    def _signalled(self, number: int) -> None:
-        match number:
-            case signal.SIGTERM | signal.SIGINT:
-                self._asked += 1
-                if self._asked == 1:
-                    self.drain()
-                else:
+            match number:
+                case signal.SIGTERM | signal.SIGINT:
+                    self._asked += 1
+                    if self._asked == 1:
+                        self.drain()
+                    else:
+                        self.stop()
+                case signal.SIGQUIT:
                     self.stop()
-            case signal.SIGQUIT:
-                self.stop()
-            case signal.SIGHUP:
-                self.reload()
-            case signal.SIGUSR1:
-                self.reopen_logs()
-            case signal.SIGUSR2:
-                self.upgrade()
-            case signal.SIGTTIN:
-                self.resize(self.wanted + 1)
-            case signal.SIGTTOU:
-                self.resize(self.wanted - 1)
+                case signal.SIGHUP:
+                    self.reload()
+                case signal.SIGUSR1:
+                    self.reopen_logs()
+                case signal.SIGUSR2:
+                    self.upgrade()
+                case signal.SIGTTIN:
+                    self.resize(self.wanted + 1)
+                case signal.SIGTTOU:
+                    self.resize(self.wanted - 1)
 
     # -- verbs: what signals and the control process ask for --------------------------------------------------
 
@@ -491,8 +484,7 @@ class Supervisor:
 
     def _mend(self) -> None:
         """Start who is missing, and let go who is too many or to be replaced."""
-        if self._mainstay is not None:
-            self._mainstay.mend()
+        self._mainstay.mend()
         if self.state == "ending":
             return
         if self.steward is not None:
