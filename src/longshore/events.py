@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 __all__ = (
     "AcceptFailed",
+    "BrokerEnded",
     "CertificateExpires",
     "CertificateRefused",
     "CertificateRenewed",
@@ -429,6 +430,20 @@ class UpgradeFailed(Event):
     level: ClassVar[str] = "ERROR"
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerEnded(Event):
+    """The broker of the shared primitives has ended without being told; another one starts in `retry_in` seconds.
+
+    It is empty: whoever used the one before gets `BrokerLost` until `shared.join()`.
+    """
+
+    level: ClassVar[str] = "ERROR"
+
+    pid: int
+    reason: str
+    retry_in: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

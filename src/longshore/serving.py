@@ -154,17 +154,23 @@ def supervise(
 ) -> DrainReport:
     """Run a supervisor, and a control process if there are doors for one; tell systemd of it.
 
+    It keeps the broker of the shared primitives, too, if that is this program's own.
+
     `observer` hears the supervisor's events, and where the doors are once it serves.
     """
     from longshore.supervisor import Supervisor
 
-    station = None
+    station = broker = None
+    if "longshore.shared.joining" in sys.modules:
+        from longshore.shared.joining import own_broker
+
+        broker = own_broker()
     if metrics is not None or control is not None:
         from longshore.control.station import Station
 
         station = Station(metrics, control)
     try:
-        supervisor = Supervisor(load, None if station is None else station.control)
+        supervisor = Supervisor(load, None if station is None else station.control, broker)
         supervisor.subscribe(observer)
         if station is not None:
             opened = station.opened

@@ -44,6 +44,7 @@ from longshore.events import (
     WorkerRetiring,
 )
 from longshore.logfiles import reopen_logs
+from longshore.mainstay import Mainstay
 from longshore.meter import COUNTERS, GAUGES, HISTOGRAMS
 from longshore.pidfile import PidFile
 from longshore.places import Places
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from longshore.events import Event
     from longshore.liaison import Control
     from longshore.listeners import Listener
+    from longshore.mainstay import Source
     from longshore.plans import Plan
 
 __all__ = ("Supervisor",)
@@ -96,9 +98,10 @@ class Supervisor:
     Args:
         load: reads the configuration, at first and at each reload.
         control: a process that is told of the workers, and may command them; see `liaison.py`.
+        broker: a process that the workers depend on, which is started again if it ends.
     """
 
-    def __init__(self, load: Callable[[], Plan], control: Control | None = None) -> None:
+    def __init__(self, load: Callable[[], Plan], control: Control | None = None, broker: Source | None = None) -> None:
         self.plan = load()
         self.wanted = self.plan.workers.count
         self._subscribers = Subscribers()
@@ -127,6 +130,7 @@ class Supervisor:
         self._abandoned: list[str] = []
         self.report: DrainReport | None = None
         self.steward = None if control is None else Steward(self, control)
+        self._mainstay = Mainstay(self, broker)
         self._heritage: Heritage | None = None
         self._successor: Successor | None = None
         #: Whether another program has the sockets.
@@ -156,7 +160,8 @@ class Supervisor:
             self.anchorage.keep(self.plan.targets)
             self._places = Places(self.region, self.wanted)
             self._selector = selectors.DefaultSelector()
-            self._selector.register(self._signals, selectors.EVENT_READ)
+            self.watch(self._signals, self._heed)
+            self._mainstay.watch()
             # What is there now is the same in every worker: not looked at again, its memory stays shared.
             gc.collect()
             gc.freeze()
@@ -169,15 +174,7 @@ class Supervisor:
 
     def _step(self) -> None:
         for key, _ in self._selector.select(self._patience()):
-            if key.fileobj is self._signals:
-                for number in self._signals.read():
-                    self._signalled(number)
-            elif key.fileobj is self._successor:
-                self._succeed()
-            elif self.steward is not None and key.data is self.steward.process:
-                self.steward.hear()
-            else:
-                self._hear(key.data)
+            key.data()
         if self.steward is not None:
             self.steward.bury()
         for worker in list(self.workers.values()):
@@ -202,7 +199,8 @@ class Supervisor:
     def _patience(self) -> float | None:
         """Seconds until there is something to do even if nothing happens."""
         now = time.monotonic()
-        due = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None] + self.chores.due
+        due = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None]
+        due += self.chores.due + self._mainstay.due
         if len(self._staying()) < self.wanted and self.state != "ending":
             due.append(self.brake.not_before)
         if self.state == "serving" and not self.reloads.is_open:
@@ -220,14 +218,14 @@ class Supervisor:
         control = None if self.steward is None else self.steward.process
         return [*self.workers.values(), *([] if control is None else [control])]
 
-    def watch(self, child: ChildProcess) -> None:
-        """Hear what it says."""
-        self._selector.register(child.channel, selectors.EVENT_READ, child)
+    def watch(self, source: Any, heard: Callable[[], object]) -> None:
+        """Call `heard` while there is something to read."""
+        self._selector.register(source, selectors.EVENT_READ, heard)
 
-    def forget(self, child: ChildProcess) -> None:
-        """Hear it no more; again does nothing."""
+    def forget(self, source: Any) -> None:
+        """Watch it no more; again does nothing."""
         with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(child.channel)
+            self._selector.unregister(source)
 
     def become_child(self) -> None:
         """In a child that serves nothing of ours: close what is the supervisor's."""
@@ -271,26 +269,27 @@ class Supervisor:
 
     # -- signals ---------------------------------------------------------------------------------------------
 
-    def _signalled(self, number: int) -> None:
-        match number:
-            case signal.SIGTERM | signal.SIGINT:
-                self._asked += 1
-                if self._asked == 1:
-                    self.drain()
-                else:
+    def _heed(self) -> None:
+        for number in self._signals.read():
+            match number:
+                case signal.SIGTERM | signal.SIGINT:
+                    self._asked += 1
+                    if self._asked == 1:
+                        self.drain()
+                    else:
+                        self.stop()
+                case signal.SIGQUIT:
                     self.stop()
-            case signal.SIGQUIT:
-                self.stop()
-            case signal.SIGHUP:
-                self.drain() if self._signals.hung_up else self.reload()
-            case signal.SIGUSR1:
-                self.reopen_logs()
-            case signal.SIGUSR2:
-                self.upgrade()
-            case signal.SIGTTIN:
-                self.resize(self.wanted + 1)
-            case signal.SIGTTOU:
-                self.resize(self.wanted - 1)
+                case signal.SIGHUP:
+                    self.drain() if self._signals.hung_up else self.reload()
+                case signal.SIGUSR1:
+                    self.reopen_logs()
+                case signal.SIGUSR2:
+                    self.upgrade()
+                case signal.SIGTTIN:
+                    self.resize(self.wanted + 1)
+                case signal.SIGTTOU:
+                    self.resize(self.wanted - 1)
 
     # -- verbs: what signals and the control process ask for --------------------------------------------------
 
@@ -350,14 +349,14 @@ class Supervisor:
         except (OSError, ConfigError) as error:
             self.emit(UpgradeFailed(reason=words(error)))
             return
-        self._selector.register(self._successor, selectors.EVENT_READ)
+        self.watch(self._successor, self._succeed)
         self.emit(Upgrading(pid=self._successor.pid))
 
     def _succeed(self) -> None:
         """The new program serves, or has failed."""
         successor, self._successor = self._successor, None
         assert successor is not None
-        self._selector.unregister(successor)
+        self.forget(successor)
         if successor.is_ready():
             self._handed_over = True
             self.anchorage.hand_over()
@@ -399,13 +398,13 @@ class Supervisor:
                     worker.report = message
                     worker.kill_at = time.monotonic() + BEYOND
         if worker.channel.ended:
-            self.forget(worker)
+            self.forget(worker.channel)
 
     def _bury(self, worker: ChildProcess) -> None:
         """A worker has ended: give back its places and figures, and note what follows."""
         if not worker.channel.ended:
             self._hear(worker)
-        self.forget(worker)
+        self.forget(worker.channel)
         lost = self.region.row("held")[worker.slot]
         self.region.free_slot(worker.slot)
         self._places.wake(worker.slot)
@@ -482,6 +481,7 @@ class Supervisor:
 
     def _mend(self) -> None:
         """Start who is missing, and let go who is too many or to be replaced."""
+        self._mainstay.mend()
         if self.state == "ending":
             return
         if self.steward is not None:
@@ -584,7 +584,7 @@ class Supervisor:
             raise
         self.region.row("pid")[slot] = worker.pid
         self.workers[slot] = worker
-        self.watch(worker)
+        self.watch(worker.channel, lambda: self._hear(worker))
         if self.steward is not None:
             self.steward.introduce(worker)
         return worker

@@ -71,6 +71,7 @@ ALL = (
     events.Upgrading(pid=8),
     events.Upgraded(pid=8),
     events.UpgradeFailed(reason="exit status 1"),
+    events.BrokerEnded(pid=9, reason="its process is gone", retry_in=0.0),
     events.ControlEnded(pid=9, reason="exit status 1", retry_in=1.0),
     events.CertificateRenewed(certfile="server.pem", expires=2e9),
     events.CertificateRefused(certfile="server.pem", error=OSError(2, "No such file or directory")),

@@ -197,6 +197,9 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
     events.Upgrading: lambda event: f"upgrading: the program starts again as process {event.pid}",
     events.Upgraded: lambda event: f"upgraded: process {event.pid} serves in the place of this one",
     events.UpgradeFailed: lambda event: f"the upgrade failed, this program goes on: {event.reason}",
+    events.BrokerEnded: lambda event: (
+        f"the broker of the shared primitives ({event.pid}) ended: {event.reason}; {_again(event)}"
+    ),
     events.ControlEnded: lambda event: f"the control process ({event.pid}) ended: {event.reason}; {_again(event)}",
     events.LimitNear: lambda event: f"{event.limit} is near: {event.value} of {event.maximum}",
     events.CertificateRenewed: lambda event: f"serving with the new certificate in {event.certfile}",
