@@ -169,8 +169,14 @@ impl Stream {
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let found = self.with(py, |core| {
             let Some(stream) = core.engine.stream_mut(self.token) else { return Found::Closed };
+            if stream.sated() && self.reactor().on_thread() {
+                return Found::NeedMore;
+            }
             match attempt(&mut stream.input) {
-                Taken::Piece(piece) => Found::Bytes(PyBytes::new(py, piece)),
+                Taken::Piece(piece) => {
+                    stream.taken = stream.taken.saturating_add(1);
+                    Found::Bytes(PyBytes::new(py, piece))
+                }
                 Taken::NeedMore => Found::NeedMore,
                 Taken::TooLong(size) => Found::TooLong(size),
                 Taken::Short(size) => Found::Short(size),
