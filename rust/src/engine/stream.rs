@@ -166,6 +166,10 @@ pub struct Stream {
     pub sent: u64,
     /// Messages handed out by `step`.
     pub messages: u64,
+    /// Pieces of the input that one may take before it is the turn of others; 0: all of it.
+    pub share: u32,
+    /// Those that were taken since somebody last waited.
+    pub taken: u32,
     /// Its deadlines.
     pub watch: Watch,
     pub(super) timeouts: Arc<Timeouts>,
@@ -207,6 +211,8 @@ impl Stream {
             received: 0,
             sent: 0,
             messages: 0,
+            share: 0,
+            taken: 0,
             watch: Watch::new(now),
             timeouts: options.timeouts,
             max_pending: options.max_pending,
@@ -224,6 +230,12 @@ impl Stream {
     /// Whether more may be written.
     pub fn writable(&self) -> bool {
         self.state == State::Open && !self.write_ended
+    }
+
+    /// Whether nothing more is handed out before others had their turn, though there is something.
+    #[inline]
+    pub fn sated(&self) -> bool {
+        self.taken >= self.share && self.share != 0 && self.state == State::Open && self.input.unread()
     }
 
     /// Whether more is read at all.

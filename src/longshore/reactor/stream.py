@@ -102,7 +102,8 @@ class Stream:
         self._dispatch: Dispatch | None = None
         waiters = Waiters(self)
         self.park, self.unpark = waiters.park, waiters.unpark
-        self.expect, self.wake = waiters.expect, waiters.wake
+        self.expect, self.wake, self.rests = waiters.expect, waiters.wake, waiters.rests
+        self.in_shares, self.sated, self.excuse = waiters.in_shares, waiters.sated, waiters.excuse
         self._corked = False
         self._machine = Machine(CONNECTION)
         self._plain = bytearray()
@@ -196,7 +197,8 @@ class Stream:
         self.sink.opened()
 
     def _tell_arrived(self) -> None:
-        self.wake()
+        if not self.rests():
+            self.wake()
         self.sink.arrived()
         self.go_on()
 
