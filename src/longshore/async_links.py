@@ -202,9 +202,12 @@ class AsyncLink(StreamLink):
         Raises:
             TLSError: the handshake failed.
             HandshakeTimeout: it took too long.
+            LimitExceeded: there are `Limits.max_handshakes` already, and the connection ends.
         """
         from longshore.tls import Session
 
+        if self.session is not None:
+            self.session.handshake_begins(self)
         self._open = False
         self.stream.start_tls(Session(context, server_side=server_side, hostname=hostname))
         await self.ready(timeout)

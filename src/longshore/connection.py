@@ -324,6 +324,7 @@ class Connection(_Named):
 
         Raises:
             TLSError, HandshakeTimeout: the handshake failed.
+            LimitExceeded: a server has `Limits.max_handshakes` of them already; this connection ends.
         """
         from longshore import tls as layer
 

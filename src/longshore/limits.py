@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
     from longshore.config import Timeouts
 
-__all__ = ("NEAR", "Gate", "Watch", "overdue")
+__all__ = ("CALM", "NEAR", "Gate", "Watch", "overdue")
 
 #: A message is not judged by `min_rate` before it has had this long (seconds): a first packet says nothing of a rate.
 RATE_GRACE = 5.0
-#: The share of a limit at which it is told that it is near.
-NEAR = 0.8
+#: The share of a limit at which it is told that it is near, and the one below which that may be told again: what
+#: wavers about the first is told once.
+NEAR, CALM = 0.8, 0.6
 
 
 class Gate:
@@ -75,7 +76,7 @@ class Gate:
                 self._near(self.name, count, self.maximum)
 
     def _calm(self, count: int) -> None:
-        if self._warned and self.maximum is not None and count < NEAR * self.maximum:
+        if self._warned and self.maximum is not None and count < CALM * self.maximum:
             self._warned = False
 
 

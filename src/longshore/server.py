@@ -161,7 +161,7 @@ class Server:
         #: Who may come at all, how many of each, and how fast.
         self.policy = admission.policy
         self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
-        self.handshake_over = admission.handshake_over
+        self.take_handshake, self.handshake_over = admission.take_handshake, admission.handshake_over
         certificates = self._targets.certificates
         #: What keeps the certificate fresh; None where nothing speaks TLS.
         self.renewal = None if certificates is None else Renewal(self, admission, certificates)

@@ -197,6 +197,10 @@ class _Child:
     def handler_freed(self) -> None:
         """The place is free when this process is gone."""
 
+    def take_handshake(self) -> bool:
+        """There are never more of them than children."""
+        return True
+
     def handshake_over(self) -> None:
         """The serving process counts."""
 
