@@ -356,7 +356,7 @@ def _connect_parked(
         stream.start()
         with _explained(address, timeout):
             while stream.state == "opening":
-                link._pause(left(deadline), "the TLS handshake")
+                link._pause(left(deadline), "the TLS handshake", lambda: stream.state != "opening")
             if stream.state != "open":
                 raise stream.failure()
     except BaseException:
