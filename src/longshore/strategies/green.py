@@ -370,6 +370,7 @@ class GreenStrategy:
             reply.failed(error, len(data))
         finally:
             self._datagrams -= 1
+            reply.handled()
 
     def call(self, function: Callable[[], Any]) -> None:
         """Call it in a greenlet."""

@@ -89,6 +89,8 @@ def handle_datagram(host: Host, data: bytes, reply: Any, address: Any) -> None:
         host.handler.call_datagram(data, reply, address, host.facade)
     except Exception as error:
         reply.failed(error, len(data))
+    finally:
+        reply.handled()
 
 
 def _inside(host: Host, function: Callable[..., Any], *args: Any) -> Any:
