@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from longshore.buffers import octets
 from longshore.errors import ConfigError, LimitExceeded
 from longshore.events import SlowReceiver
 
@@ -27,7 +28,7 @@ def broadcast(connections: Iterable[Any], message: Any, slow: str, emit: Callabl
     for connection in connections:
         framing = connection.framing
         if framing not in encoded:
-            encoded[framing] = bytes(message) if framing is None else framing.encode(message)
+            encoded[framing] = octets(message) if framing is None else framing.encode(message)
         link = connection._link
         if link.try_write(encoded[framing]):
             taken += 1

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from longshore.buffers import octets
 from longshore.errors import ConfigError, PeerClosed
 from longshore.files import make_file
 from longshore.framing import NEED_MORE
@@ -102,12 +103,7 @@ class _Named:
 
     def _encoded(self, message: Any) -> bytes:
         framing = self.framing
-        if framing is None:
-            raise ConfigError(
-                "send() needs a framing and this connection has none",
-                hint="Pass framing=Lines() (or another) to the server or to connect(), or use sendall().",
-            )
-        return framing.encode(message)
+        return octets(message) if framing is None else framing.encode(message)
 
     def close(self) -> None:
         """End in order: what was written is sent, the peer may read it; from any thread."""
@@ -154,7 +150,13 @@ class _Named:
         return self._link.socket.getsockopt(*args)
 
     def settimeout(self, timeout: float | None) -> None:
-        """Seconds that each wait of this connection may take; None: no deadline of its own."""
+        """Seconds that each wait of this connection may take; None: no deadline of its own.
+
+        Raises:
+            ValueError: it is less than none.
+        """
+        if timeout is not None and timeout < 0:
+            raise ValueError(f"settimeout({timeout!r}): must be a number of seconds, at least 0, or None")
         self._timeout = timeout
 
     def gettimeout(self) -> float | None:
@@ -203,8 +205,8 @@ class Connection(_Named):
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """As `recv`, into `buffer`; returns the number of bytes, 0 at the end of the stream."""
-        view = memoryview(buffer).cast("B")
-        data = self.recv(nbytes or len(view), flags)
+        view = _room(buffer, nbytes)
+        data = self.recv(len(view), flags)
         view[: len(data)] = data
         return len(data)
 
@@ -266,7 +268,7 @@ class Connection(_Named):
         if self._cork is not None:
             self._cork += data
         elif not self._link.output.offer(data):
-            self._link.write(data if type(data) is bytes else bytes(data), self._timeout)
+            self._link.write(octets(data), self._timeout)
 
     def send(self, message: Any) -> int:
         """Send one message, encoded by the framing; bytes as they are where there is none.
@@ -278,7 +280,7 @@ class Connection(_Named):
             ValueError: the framing cannot express it.
             As `sendall`.
         """
-        data = bytes(message) if self.framing is None else self._encoded(message)
+        data = self._encoded(message)
         self.sendall(data)
         return len(data)
 
@@ -360,8 +362,8 @@ class AsyncConnection(_Named):
 
     async def recv_into(self, buffer: Any, nbytes: int = 0) -> int:
         """As `Connection.recv_into`."""
-        view = memoryview(buffer).cast("B")
-        data = await self.recv(nbytes or len(view))
+        view = _room(buffer, nbytes)
+        data = await self.recv(len(view))
         view[: len(data)] = data
         return len(data)
 
@@ -394,11 +396,11 @@ class AsyncConnection(_Named):
         link: Any = self._link
         if link.output.offer(data):
             return link.done  # type: ignore[no-any-return]
-        return link.queue(bytes(data), self._timeout)  # type: ignore[no-any-return]
+        return link.queue(octets(data), self._timeout)  # type: ignore[no-any-return]
 
     def send(self, message: Any) -> Awaitable[None]:
         """Queue one message now, as `sendall`."""
-        return self.sendall(bytes(message) if self.framing is None else self._encoded(message))
+        return self.sendall(self._encoded(message))
 
     async def request(self, message: Any) -> Any:
         """Send one message and receive one."""
@@ -439,6 +441,14 @@ class AsyncConnection(_Named):
         link: Any = self._link
         self.close()
         await link.gone()
+
+
+def _room(buffer: Any, nbytes: int) -> memoryview:
+    """The part of `buffer` that `recv_into` may fill."""
+    view = memoryview(buffer).cast("B")
+    if not 0 <= nbytes <= len(view):
+        raise ValueError(f"recv_into() of {nbytes} bytes, into a buffer of {len(view)}")
+    return view[:nbytes] if nbytes else view
 
 
 def _required(tls: TLS | None) -> TLS:

@@ -15,6 +15,7 @@ from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import format_peer
+from longshore.buffers import octets
 from longshore.errors import FramingError
 from longshore.events import DatagramDropped, HandlerFailed
 from longshore.networks import packed
@@ -135,7 +136,7 @@ class Peer:
 
     def send(self, message: Any) -> None:
         """Send one message; it leaves from the address that was asked."""
-        self.sendall(bytes(message) if self._framing is None else self._framing.encode(message))
+        self.sendall(octets(message) if self._framing is None else self._framing.encode(message))
 
     def sendall(self, data: bytes) -> None:
         """Send one datagram; one that the kernel cannot take now is dropped, with an event."""
@@ -175,7 +176,7 @@ class _ReplySocket:
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
         """As `socket.socket.sendto`."""
         if flags_and_address == (self._peer.client_address,):
-            self._peer.sendall(bytes(data))
+            self._peer.sendall(octets(data))
             return len(data)
         sent: int = self._peer._service.socket.sendto(data, *flags_and_address)
         return sent

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from longshore import runs
+from longshore.buffers import octets
 from longshore.errors import LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
@@ -276,7 +277,7 @@ class _PooledSession(StreamSession):
             if answer is not None:
                 # Encoded here, so that a reply which the framing refuses is the handler's failure.
                 framing = self.connection.framing
-                replies.append(bytes(answer) if framing is None else framing.encode(answer))
+                replies.append(octets(answer) if framing is None else framing.encode(answer))
 
     def _done(self, replies: list[bytes], error: BaseException | None, then: Callable[[], None]) -> None:
         """On the reactor's thread: send the replies, and go on."""
