@@ -105,8 +105,34 @@ class _Named:
         framing = self.framing
         return octets(message) if framing is None else framing.encode(message)
 
+    @contextlib.contextmanager
+    def corked(self) -> Iterator[None]:
+        """Send all that is written inside as one piece; where each write is a packet, as these packets.
+
+        Ending the connection inside ends the piece, too.
+        """
+        if self._cork is not None or self._link.input.in_packets:
+            yield
+            return
+        self._cork = bytearray()
+        try:
+            yield
+        finally:
+            self._uncork()
+
+    def _uncork(self) -> None:
+        cork, self._cork = self._cork, None
+        if cork:
+            self._put(bytes(cork))
+
+    def _put(self, data: bytes) -> Any:
+        """Send or queue `data`."""
+        self._link.write(data, self._timeout)
+
     def close(self) -> None:
         """End in order: what was written is sent, the peer may read it; from any thread."""
+        if self._cork:
+            self._uncork()
         self._link.close()
 
     def abort(self) -> None:
@@ -125,6 +151,8 @@ class _Named:
     def shutdown(self, how: int) -> None:
         """End one or both sides (`socket.SHUT_RD`, `SHUT_WR`, `SHUT_RDWR`), after what is pending."""
         if how in (1, 2):
+            if self._cork:
+                self._uncork()
             self._link.end_output()
         if how in (0, 2):
             self._link.end_input()
@@ -306,21 +334,6 @@ class Connection(_Named):
         """Return once the kernel has everything that was written; where one cannot wait, send what goes."""
         self._link.flush(self._timeout)
 
-    @contextlib.contextmanager
-    def corked(self) -> Iterator[None]:
-        """Send all that is written inside as one piece; where each write is a packet, as these packets."""
-        if self._cork is not None or self._link.input.in_packets:
-            yield
-            return
-        cork = self._cork = bytearray()
-        try:
-            yield
-        finally:
-            self._cork = None
-            data = bytes(cork)
-            if data:
-                self._link.write(data, self._timeout)
-
     def start_tls(self, tls: TLS | None = None, hostname: str | None = None) -> None:
         """Speak TLS from here on: as the server that accepted this connection, or as its client.
 
@@ -394,9 +407,15 @@ class AsyncConnection(_Named):
     def sendall(self, data: Any) -> Awaitable[None]:
         """Queue `data` now; the await returns once no more than `max_pending_bytes` are pending."""
         link: Any = self._link
-        if link.output.offer(data):
-            return link.done  # type: ignore[no-any-return]
-        return link.queue(octets(data), self._timeout)  # type: ignore[no-any-return]
+        if self._cork is not None:
+            self._cork += data
+        elif not link.output.offer(data):
+            return self._put(octets(data))
+        return link.done  # type: ignore[no-any-return]
+
+    def _put(self, data: bytes) -> Awaitable[None]:
+        link: Any = self._link
+        return link.queue(data, self._timeout)  # type: ignore[no-any-return]
 
     def send(self, message: Any) -> Awaitable[None]:
         """Queue one message now, as `sendall`."""

@@ -1,5 +1,6 @@
 """What a connection offers beside sending and receiving, under every strategy that gives handlers one."""
 
+import asyncio
 import multiprocessing
 import re
 import signal
@@ -62,6 +63,34 @@ def test_what_is_written_corked_leaves_as_one_piece_at_the_end(longshore_server,
     with Client(server.url) as client:
         assert client.recv() == b"one two three"
     assert notes.values == [0]
+
+
+def test_an_async_handler_corks_too(longshore_server):
+    async def handler(connection):
+        with connection.corked():
+            await connection.sendall(b"one ")
+            await asyncio.sleep(0)
+            await connection.sendall(b"two")
+
+    with Client(longshore_server(handler).url) as client:
+        assert client.recv() == b"one two"
+
+
+@pytest.mark.parametrize("strategy", [*BLOCKING, "async"])
+@pytest.mark.parametrize("end", ["close", "shutdown"])
+def test_what_was_written_corked_is_sent_before_the_end_of_our_side(longshore_server, strategy, end):
+    def finish(connection):
+        with connection.corked():
+            connection.sendall(b"last words")
+            connection.close() if end == "close" else connection.shutdown(socket.SHUT_WR)
+
+    async def async_handler(connection):
+        finish(connection)
+
+    server = longshore_server(async_handler if strategy == "async" else finish, strategy=strategy)
+    with Client(server.url) as client:
+        assert client.recv_until_closed() == b"last words"
+    assert server.events.wait_for(ConnectionClosed).cause == "finished"
 
 
 @pytest.mark.parametrize("strategy", BLOCKING)
