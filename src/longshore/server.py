@@ -123,7 +123,6 @@ class Server:
         self.shared = shared
         #: The executor that was given as `pool`, for what needs a processor; whoever made it ends it.
         self.pool: TaskPool | None = pool
-        Server._all.add(self)
         self.handler: Handler = understand(handler)
         self.limits = limits or Limits()
         self.timeouts = timeouts or Timeouts()
@@ -161,6 +160,7 @@ class Server:
         self._on_end: Callable[[], object] | None = None
         self._watchdog: Watchdog | None = None
         self._running = False
+        Server._all.add(self)
 
     # -- what users ask ----------------------------------------------------------------------------------
 

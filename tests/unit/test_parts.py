@@ -48,3 +48,11 @@ def test_a_server_is_served_in_a_loop_only_if_it_was_not_started():
         asyncio.run(enter(server))
     with pytest.raises(ClosedError, match="was started before"):
         asyncio.run(enter(server))
+
+
+def test_a_server_that_could_not_be_made_is_in_nobodys_way():
+    with pytest.raises(ConfigError) as kept:
+        Server(echo, ANYWHERE, workers=2)
+    with Server(echo, ANYWHERE, framing=Lines()) as server:
+        assert server.status == "serving"
+    assert "workers=2" in str(kept.value)
