@@ -13,6 +13,7 @@ import threading
 
 import pytest
 
+import longshore
 from longshore import Limits, Lines, MessageHandler, Timeouts
 from longshore.events import ConnectionClosed, ConnectionOpened, DatagramDropped
 from longshore.testing import Client
@@ -401,3 +402,16 @@ def test_a_file_has_no_mode_that_files_of_sockets_do_not_have(longshore_server, 
 
     with Client(longshore_server(handler, strategy=strategy).url) as client:
         assert client.recv_until_closed() == b"refused"
+
+
+@pytest.mark.parametrize("strategy", ["threads", "green"])
+def test_a_new_local_has_nothing_of_one_that_was_at_its_place_in_memory(longshore_server, strategy):
+    def handler(connection):
+        for _ in range(100):
+            fresh = longshore.local()
+            assert not hasattr(fresh, "name")
+            fresh.name = "taken"
+        connection.sendall(b"clean")
+
+    with Client(longshore_server(handler, strategy=strategy).url) as client:
+        assert client.recv_until_closed() == b"clean"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longshore import TLS, Limits, Lines
+from longshore.events import ConnectionClosed, HandlerFailed
 from longshore.testing import Client
 
 
@@ -65,3 +66,15 @@ def test_a_handler_takes_the_socket_out(longshore_server):
     with Client(server.url) as client:
         client.send(b"first\nsecond")
         assert client.recv_until_closed() == b"from the socket: second"
+
+
+def test_a_handler_that_exits_ends_its_connection_quietly(longshore_server):
+    def handler(message, connection):
+        raise SystemExit
+
+    server = longshore_server(handler, strategy="threads", framing=Lines())
+    with Client(server.url) as client:
+        client.send(b"leave\n")
+        assert client.recv_until_closed() == b""
+    assert server.events.wait_for(ConnectionClosed).cause == "finished"
+    assert server.events.of(HandlerFailed) == []

@@ -251,9 +251,6 @@ class _PooledSession(StreamSession):
         error: BaseException | None = None
         try:
             self.host.context().run(_inside, self.host, job, replies, *args)
-        except SystemExit:
-            # As in any thread, it ends quietly; there is no thread of the connection's own to end.
-            pass
         except BaseException as caught:
             error = caught
         if runs.touched:
@@ -288,7 +285,10 @@ class _PooledSession(StreamSession):
                 self._lost += len(reply)
         # Not before: a write that leaves at once calls the sink, which would go on with what comes after them.
         self._busy = False
-        if error is not None:
+        if isinstance(error, SystemExit):
+            # As in any thread, it ends quietly what is the thread's: here, this connection.
+            self.stream.close()
+        elif error is not None:
             self._fail(error)
         then()
 
