@@ -11,7 +11,7 @@ import pytest
 
 import longshore
 from longshore import MessageHandler
-from longshore.events import HandlerFailed, ServerDraining
+from longshore.events import DatagramDropped, HandlerFailed, ServerDraining
 
 WAITING = ["threads", "green", "async"]
 
@@ -111,6 +111,30 @@ def test_a_peers_datagrams_are_with_its_session_one_at_a_time_between_its_hooks(
     server.drain()
     assert log == ["connected", b"1", b"1", b"2", b"2", b"3", b"3", "draining", "disconnected"]
     assert server.events.of(HandlerFailed) == []
+
+
+@pytest.mark.parametrize("strategy", WAITING)
+def test_a_peer_that_overruns_its_session_loses_what_is_over_the_bound(longshore_server, strategy):
+    entered, release = threading.Event(), threading.Event()
+    own, usual = answering_late(entered, release)
+
+    class Session(MessageHandler):
+        def message(self, message):
+            return usual(message, self.connection)
+
+    class AsyncSession(MessageHandler):
+        async def message(self, message):
+            return await own["async"](message, self.connection)
+
+    server = longshore_server(AsyncSession if strategy == "async" else Session, "udp://127.0.0.1:0", strategy=strategy)
+    with udp_client(server.url) as client:
+        client.send(b"first")
+        assert entered.wait(5)
+        for _ in range(65):
+            client.send(b"more")
+        assert server.events.wait_for(DatagramDropped).reason == "its session is busy"
+        release.set()
+        assert [client.recv(100) for _ in range(65)] == [b"late"] * 65
 
 
 def test_an_async_session_takes_datagrams_in_batches_if_it_wants(longshore_server):
