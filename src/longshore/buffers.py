@@ -26,10 +26,20 @@ __all__ = (
     "named",
     "no_framing",
     "no_separator",
+    "octets",
     "peer_closed",
     "shut",
     "too_long",
 )
+
+
+def octets(data: Any) -> bytes:
+    """`data`, which is bytes or lends them, as bytes.
+
+    Raises:
+        TypeError: it is anything else; a number would be so many zeros to `bytes`.
+    """
+    return data if type(data) is bytes else bytes(memoryview(data))
 
 
 def closed(peer: str) -> ClosedError:
@@ -71,6 +81,11 @@ def no_framing() -> ConfigError:
 def no_separator() -> ValueError:
     """A separator was given that is none."""
     return ValueError("read_until needs a separator of at least one byte")
+
+
+def _check_count(count: int) -> None:
+    if count < 0:
+        raise ValueError(f"{count} bytes were asked for, which is less than none")
 
 
 def named(peer: str, error: FramingError) -> FramingError:
@@ -147,6 +162,7 @@ class InputBuffer:
 
     def take_some(self, count: int) -> Any:
         """Up to `count` bytes; b"" at the end of the stream."""
+        _check_count(count)
         self._unfeed()
         if not self._raw and not self.ended and count:
             return NEED_MORE
@@ -159,6 +175,7 @@ class InputBuffer:
             PeerClosed: the stream ended before the first of them.
             IncompleteMessage: the stream ended in the middle.
         """
+        _check_count(count)
         self._unfeed()
         if len(self._raw) >= count:
             return self._cut(count)
@@ -345,6 +362,7 @@ class PacketBuffer(InputBuffer):
     def take_some(self, count: int) -> Any:
         """One packet, or the rest of one, cut to `count` bytes as recv(2) does; b"" at the end."""
         if not super().unread and self._packets:
+            _check_count(count)
             return self._next_packet()[:count]
         return super().take_some(count)
 

@@ -18,7 +18,7 @@ from longshore import reactor as reactors
 from longshore import strategies
 from longshore.admission import Admission
 from longshore.broadcasting import broadcast
-from longshore.config import Limits, Timeouts
+from longshore.config import Limits, Timeouts, check_kinds
 from longshore.ending import GRACE, Ending
 from longshore.errors import ClosedError, ConfigError
 from longshore.events import (
@@ -36,7 +36,7 @@ from longshore.peers import DatagramService
 from longshore.renewal import Renewal
 from longshore.reports import DrainReport, Statistics
 from longshore.subscribers import Subscribers
-from longshore.targets import Targets
+from longshore.targets import Targets, check_parts
 from longshore.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -117,19 +117,10 @@ class Server:
         shared: SharedPlace | None = None,
         pool: TaskPool | None = None,
     ) -> None:
-        if workers != 1:
-            raise ConfigError(
-                f"workers={workers!r}: a Server that is part of a program is one process",
-                hint="serve(handler, ..., workers=N) and longshore serve --workers N run more.",
-            )
-        if shared is not None and not hasattr(shared, "url"):
-            raise ConfigError(f"shared={shared!r}: is no place", hint="Pass shared.join(url); serve() takes the URL.")
+        check_parts(workers, shared, pool)
+        check_kinds(limits=limits, timeouts=timeouts, tls=tls, proxy=proxy)
         #: The place that was given as `shared`.
         self.shared = shared
-        if pool is not None and not callable(getattr(pool, "submit", None)):
-            raise ConfigError(
-                f"pool={pool!r}: a server takes a pool", hint="Pass Pool(...); serve() and --pool make one."
-            )
         #: The executor that was given as `pool`, for what needs a processor; whoever made it ends it.
         self.pool: TaskPool | None = pool
         self.handler: Handler = understand(handler)
@@ -227,7 +218,13 @@ class Server:
         return self._subscribers.add(observer)
 
     def every(self, seconds: float, function: Callable[[], Any]) -> None:
-        """Call `function` every `seconds` while the server runs, in its strategy's manner."""
+        """Call `function` every `seconds` while the server runs, in its strategy's manner.
+
+        Raises:
+            ConfigError: that is no time.
+        """
+        if not seconds > 0:
+            raise ConfigError(f"every({seconds!r}, ...): must be a number of seconds above 0")
         self._repeating.append((seconds, function))
         if self.status in ("serving", "paused"):
             self.reactor.post(self._repeat, seconds, function)
@@ -254,6 +251,7 @@ class Server:
         Raises:
             ConfigError: the certificate cannot be used, or nothing here speaks TLS; everything stays as it was.
         """
+        check_kinds(limits=limits, timeouts=timeouts, tls=tls)
         if tls is not None:
             if self.renewal is None:
                 raise ConfigError("reconfigure(tls=...): no address of this server speaks TLS")
@@ -357,6 +355,8 @@ class Server:
 
         from longshore.async_links import embed
 
+        if self.status != "new":
+            raise ClosedError(f"async with {self!r}: it was started before", hint="Make a new Server.")
         self._prepare()
         loop = asyncio.get_running_loop()
         ended = loop.create_future()

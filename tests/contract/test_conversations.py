@@ -350,6 +350,23 @@ def test_broadcast_reaches_every_connection(together, serve):
             client.close()
 
 
+def test_a_framing_of_ones_own_is_broadcast_even_if_it_is_not_hashable(longshore_server):
+    class Own:
+        __hash__ = None
+
+        def encode(self, message):
+            return Lines().encode(message)
+
+        def decoder(self):
+            return Lines().decoder()
+
+    server = longshore_server(lambda message, connection: message, framing=Own())
+    with Client(server.url) as client:
+        assert client.request(b"hello") == b"hello"
+        assert server.broadcast(b"news") == 1
+        assert client.recv_line() == b"news\n"
+
+
 @pytest.mark.parametrize("slow", ["drop", "close"])
 def test_a_slow_receiver_is_dropped_or_closed_as_asked(together, serve, slow):
     from longshore.events import SlowReceiver

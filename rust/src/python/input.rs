@@ -132,6 +132,13 @@ impl Lines {
     }
 }
 
+/// How many bytes are asked for.
+#[inline]
+fn wanted(count: isize) -> PyResult<usize> {
+    usize::try_from(count)
+        .map_err(|_| PyValueError::new_err(format!("{count} bytes were asked for, which is less than none")))
+}
+
 /// What a look at the input has found, without what it borrows.
 enum Found<'py> {
     Bytes(Bound<'py, PyBytes>),
@@ -308,12 +315,14 @@ impl Stream {
     }
 
     /// Up to `count` bytes; b"" at the end of the stream.
-    pub fn take_some<'py>(&self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyAny>> {
+    pub fn take_some<'py>(&self, py: Python<'py>, count: isize) -> PyResult<Bound<'py, PyAny>> {
+        let count = wanted(count)?;
         self.take(py, |input| input.take_some(count), Self::unexplained(py))
     }
 
     /// Just `count` bytes.
-    fn take_exactly<'py>(&self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyAny>> {
+    fn take_exactly<'py>(&self, py: Python<'py>, count: isize) -> PyResult<Bound<'py, PyAny>> {
+        let count = wanted(count)?;
         self.take(
             py,
             |input| input.take_exactly(count),

@@ -53,7 +53,7 @@ enum Wanted {
     /// A line within a limit.
     Line(usize),
     /// What is there, up to so many bytes.
-    Some(usize),
+    Some(isize),
     /// What a method answers, given these.
     Answer(Py<PyAny>, Option<Py<PyAny>>, Option<Py<PyAny>>),
 }
@@ -109,7 +109,7 @@ impl Stream {
     }
 
     /// As `taking` what is there, up to `count` bytes.
-    fn taking_some(slf: Py<Self>, link: Py<PyAny>, timeout: Option<Py<PyAny>>, count: usize) -> Taking {
+    fn taking_some(slf: Py<Self>, link: Py<PyAny>, timeout: Option<Py<PyAny>>, count: isize) -> Taking {
         Taking::new(slf, link, timeout, Wanted::Some(count))
     }
 }

@@ -256,7 +256,10 @@ class Strategy(Protocol):
         """A session for a connection, to be begun once it is counted; `tls` is an `ssl.SSLContext` or None."""
 
     def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
-        """Take a datagram of `reply`, a `peers.Peer`; False if the strategy is full and it is dropped."""
+        """Take a datagram of `reply`, a `peers.Peer`; False if the strategy is full and it is dropped.
+
+        Once the handler is through, `reply.handled()` is called, unless that is so when this returns (`reactor`).
+        """
 
     def call(self, function: Callable[[], Any]) -> None:
         """Run a function of the user's in this strategy's manner (`Server.every`)."""

@@ -122,12 +122,12 @@ class GreenLink(StreamLink):
     def _may_wait(self) -> bool:
         return not self.stream.reactor.on_thread or greenlet.getcurrent().parent is not None
 
-    def _pause(self, timeout: float | None, what: str) -> None:
+    def _pause(self, timeout: float | None, what: str, over: Callable[[], object]) -> None:
         me = greenlet.getcurrent()
         stream = self.stream
         hub = me.parent
         if hub is None or not stream.reactor.on_thread:
-            super()._pause(timeout, what)
+            super()._pause(timeout, what, over)
             return
         wake = me.switch
         timer = None if timeout is None else stream.reactor.call_later(timeout, wake, True)
@@ -385,6 +385,7 @@ class GreenStrategy:
             reply.failed(error, len(data))
         finally:
             self._datagrams -= 1
+            reply.handled()
 
     def call(self, function: Callable[[], Any]) -> None:
         """Call it in a greenlet."""

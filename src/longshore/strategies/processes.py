@@ -190,6 +190,7 @@ class _Datagram:
         if error is not None and self.child not in self._strategy.abandoned:
             self._reply.failed(error, self._size)
         self._strategy.host.handler_freed()
+        self._reply.handled()
 
 
 def death(outcome: int | OSError | None, pid: int | None, label: str) -> WorkerDied | None:

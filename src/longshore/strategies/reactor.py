@@ -148,8 +148,8 @@ class ReactorStrategy:
         return None
 
     def run(self) -> None:
-        """Turn the reactor."""
-        self._host.reactor.run()
+        """Turn the reactor, in the context that all its handlers see."""
+        self._host.context().run(self._host.reactor.run)
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
         """A session on a stream."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from longshore import runs
+from longshore.buffers import octets
 from longshore.errors import LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
@@ -89,6 +90,8 @@ def handle_datagram(host: Host, data: bytes, reply: Any, address: Any) -> None:
         host.handler.call_datagram(data, reply, address, host.facade)
     except Exception as error:
         reply.failed(error, len(data))
+    finally:
+        reply.handled()
 
 
 def _inside(host: Host, function: Callable[..., Any], *args: Any) -> Any:
@@ -245,9 +248,6 @@ class _PooledSession(StreamSession):
         error: BaseException | None = None
         try:
             self.host.context().run(_inside, self.host, job, replies, *args)
-        except SystemExit:
-            # As in any thread, it ends quietly; there is no thread of the connection's own to end.
-            pass
         except BaseException as caught:
             error = caught
         if runs.touched:
@@ -271,7 +271,7 @@ class _PooledSession(StreamSession):
             if answer is not None:
                 # Encoded here, so that a reply which the framing refuses is the handler's failure.
                 framing = self.connection.framing
-                replies.append(bytes(answer) if framing is None else framing.encode(answer))
+                replies.append(octets(answer) if framing is None else framing.encode(answer))
 
     def _done(self, replies: list[bytes], error: BaseException | None, then: Callable[[], None]) -> None:
         """On the reactor's thread: send the replies, and go on."""
@@ -282,7 +282,10 @@ class _PooledSession(StreamSession):
                 self._lost += len(reply)
         # Not before: a write that leaves at once calls the sink, which would go on with what comes after them.
         self._busy = False
-        if error is not None:
+        if isinstance(error, SystemExit):
+            # As in any thread, it ends quietly what is the thread's: here, this connection.
+            self.stream.close()
+        elif error is not None:
             self._fail(error)
         then()
 
