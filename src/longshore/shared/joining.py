@@ -87,6 +87,10 @@ def join(url: str | None = None) -> Place:
         if os.environ.get(VARIABLE) != url:
             # Without a password, which the environment would tell to all that is started.
             os.environ[VARIABLE] = place.url
+        if _broker is not None:
+            from longshore.upgrade import OWN
+
+            OWN.add(VARIABLE)
         return _place
 
 
