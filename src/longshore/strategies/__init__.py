@@ -167,14 +167,14 @@ class Session:
     def failed(self, error: BaseException) -> None:
         """The handler, or a hook, ended with `error`; what the peer or a limit caused is not the handler's fault."""
         cause = cause_of(error, self._gone[0] if self._gone else None)
-        if cause in ("timeout", "framing", "peer closed", "reset") and not self._has_raised(error):
+        if cause in ("timeout", "framing", "peer closed", "reset") and not self.has_raised(error):
             cause = "handler failed"
         if self._failure is None:
             self._failure = (cause, error)
         if cause == "handler failed":
             self.host.emit(HandlerFailed(handler=self.host.handler.name, peer=self.peer, error=error))
 
-    def _has_raised(self, error: BaseException) -> bool:
+    def has_raised(self, error: BaseException) -> bool:
         """Whether an error came out of this connection, and not out of another one that its handler has.
 
         One that the peer has caused names it; one of the system's has come through a call of the connection, or of the
