@@ -52,7 +52,8 @@ class Successor:
             lock = listener.lock
             inherited += [listener.socket.fileno(), *([] if lock is None else [lock])]
             sockets.append((listener.socket.fileno(), target, listener.url, lock))
-        environment = {name: value for name, value in os.environ.items() if name not in OWN}
+        # systemd asks whoever is the service's main process for signs of life, and that is the new program soon.
+        environment = {name: value for name, value in os.environ.items() if name not in (*OWN, "WATCHDOG_PID")}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],

@@ -58,6 +58,23 @@ def test_an_rlock_is_free_once_it_was_released_as_often_as_acquired(place):
     assert in_thread(lambda: lock.acquire(0) and (lock.release() or True))()
 
 
+def test_a_semaphore_of_no_slots_is_a_signal_that_anybody_sends_and_one_takes_for_good(place):
+    signal = shared.Semaphore("x", 0)
+    waiter = in_thread(signal.acquire, 10)
+    in_thread(signal.release)()
+    assert waiter()
+    assert not signal.acquire(timeout=0)
+    signal.release()
+    assert signal.free == 1
+    # The thread that takes it ends, and it does not come back.
+    assert in_thread(signal.acquire, 10)()
+    assert signal.free == 0
+    assert not pickle.loads(pickle.dumps(signal)).acquire(timeout=0)
+    with pytest.raises(NotHeld) as caught:
+        shared.Semaphore("y", 1).release()
+    assert "Semaphore(name, 0)" in caught.value.hint
+
+
 def test_a_semaphore_has_its_slots(place):
     semaphore = shared.Semaphore("x", 2)
     assert semaphore.acquire()

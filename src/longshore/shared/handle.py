@@ -84,7 +84,10 @@ class Handle:
 
     def __init__(self, name: str) -> None:
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"{self.kind}({name!r}): a name is a text of one character or more")
+            raise ConfigError(
+                f"{self.kind}({name!r}): a name is a text of one character or more",
+                hint="Same name, same object; shared.Manager() makes objects without names, to be passed along.",
+            )
         key = KINDS[self.kind] + name.encode()
         if len(key) > MAX_NAME + 1:
             raise ConfigError(

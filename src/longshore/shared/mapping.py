@@ -205,6 +205,9 @@ class Dict(Handle, MutableMapping[Any, Any]):
         """`clear` for tasks."""
         await self._await(Verb.WIPE)
 
+    def __str__(self) -> str:
+        return str(self.copy())
+
     def copy(self) -> dict[Any, Any]:
         """All of it at one moment, as a plain dict."""
         return self._plain(self._ask(Verb.LIST).fields)

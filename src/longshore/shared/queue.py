@@ -123,7 +123,8 @@ class Queue(Handle):
         """Take the item that has waited longest; wait for one for at most `timeout` seconds.
 
         Args:
-            ack: return a `Delivery`, which must be acknowledged; else whoever gets an item has it for good.
+            ack: return a `Delivery`, which must be acknowledged, and goes to somebody else if its holder ends before:
+                at least once.  Without, whoever gets an item has it for good, and it is lost with him: at most once.
 
         Raises:
             queue.Empty: nothing came in time.
