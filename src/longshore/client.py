@@ -500,7 +500,8 @@ def _explained(address: Address, timeout: float | None) -> Iterator[None]:
 def _tls_failed(address: Address, why: str) -> TLSError:
     if any(word in why.lower() for word in ("certificate", "hostname", "ip address")):
         hint = (
-            "If the server's authority is your own, pass tls=TLS(client_ca='authority.pem'); the name must match too."
+            "If the server's authority is your own, pass tls=TLS(client_ca='authority.pem'), or say "
+            "--cafile authority.pem on the command line; the name must match too."
         )
     else:
         hint = "Does the server speak TLS on this port, in a version that TLS(minimum=...) allows?"

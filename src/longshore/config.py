@@ -147,8 +147,8 @@ class TLS:
     client_ca: str | None = option(None, "authorities (PEM) whose clients are required and trusted")
     minimum: str = option("1.2", "the oldest version of TLS that is spoken")
     alpn: tuple[str, ...] = option((), "protocols offered by ALPN, the best first")
-    certificate_check: float | None = option(10, "seconds between looks at whether the files have changed")
     context: ssl.SSLContext | None = option(None, "your own context; nothing else is read then")
+    certificate_check: float | None = option(10, "seconds between looks at whether the files have changed")
 
     #: What `minimum` may be.
     VERSIONS = ("1.2", "1.3")

@@ -53,14 +53,10 @@ class Targets:
         #: What that context was made from.
         self.certificates: Certificates | None = None
         if any(getattr(item, "is_tls", False) for item in self.items):
-            if tls is None:
-                raise ConfigError(
-                    "a tls:// address needs a certificate",
-                    hint="Pass tls=TLS(certfile=..., keyfile=...), or TLS(context=...).",
-                )
             from longshore.certificates import Certificates
+            from longshore.config import TLS
 
-            self.certificates = Certificates(tls)
+            self.certificates = Certificates(tls or TLS())
             self.tls_context = self.certificates.context
 
     @property

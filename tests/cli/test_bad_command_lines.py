@@ -195,7 +195,7 @@ def test_a_mistake_in_the_file_is_told_with_file_key_and_near_match(run, app, te
 
 
 def test_a_tls_address_without_a_certificate_is_told(run, app):
-    assert_told(run("serve", "echo.py", "--bind", "tls://127.0.0.1:0", cwd=app), 2, "certificate", "hint: ")
+    assert_told(run("serve", "echo.py", "--bind", "tls://127.0.0.1:0", cwd=app), 2, "certificate", "--certfile")
 
 
 def test_a_certificate_that_is_not_there_is_told(run, app):

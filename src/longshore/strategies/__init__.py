@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import functools
 from socket import AF_INET6
+from socket import socket as Socket
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Protocol
 
-from longshore.errors import ConfigError, FramingError, HandshakeTimeout, LimitExceeded, Timeout
+from longshore.errors import ConfigError, FramingError, HandshakeTimeout, LimitExceeded, PeerError, Timeout
 from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
 from longshore.handlers import NAMES
 
@@ -169,10 +171,28 @@ class Session:
     def failed(self, error: BaseException) -> None:
         """The handler, or a hook, ended with `error`; what the peer or a limit caused is not the handler's fault."""
         cause = cause_of(error, self._gone[0] if self._gone else None)
+        if cause in ("timeout", "framing", "peer closed", "reset") and not self.has_raised(error):
+            cause = "handler failed"
         if self._failure is None:
             self._failure = (cause, error)
         if cause == "handler failed":
             self.host.emit(HandlerFailed(handler=self.host.handler.name, peer=self.peer, error=error))
+
+    def has_raised(self, error: BaseException) -> bool:
+        """Whether an error came out of this connection, and not out of another one that its handler has.
+
+        One that the peer has caused names it; one of the system's has come through a call of the connection, or of the
+        socket that a class handler has.
+        """
+        if isinstance(error, PeerError) and self.peer and self.peer in str(error):
+            return True
+        guard = getattr(self, "guard", None)
+        callers = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
+        return any(
+            caller is self.connection or (isinstance(caller, Socket) and getattr(caller, "guard", self) is guard)
+            for caller in callers
+            if caller is not None
+        )
 
     def handler_returned(self) -> None:
         """The handler is through."""

@@ -285,7 +285,10 @@ class GreenSession(StreamSession):
             while True:
                 if runs.touched:
                     runs.over()
-                message = connection.receive()
+                try:
+                    message = connection.receive()
+                except PeerClosed:
+                    return "drained" if connection.draining else "peer closed"
                 if host.handler.takes_batches:
                     replies = handler.messages([message, *self._more_messages()])
                 else:
@@ -296,8 +299,6 @@ class GreenSession(StreamSession):
                         connection.send(reply)
                 # It was handled, whether or not the handler had something to say to it.
                 self.stream.owing = self.stream.input.unread
-        except PeerClosed:
-            return "drained" if connection.draining else "peer closed"
         except BaseException as failure:
             error = failure
             if isinstance(failure, LongshoreError) and self.stream.state in ("closing", "closed"):
