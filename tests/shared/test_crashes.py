@@ -121,8 +121,8 @@ def test_slots_and_deliveries_of_a_killed_process_come_back(place, program):
 def test_a_socket_that_a_child_has_inherited_does_not_keep_the_lock_of_a_dead_parent(place, program):
     parent = program(
         "l = shared.Lock('l'); l.acquire()\n"
-        "if os.fork() == 0: print(os.getpid(), flush=True); time.sleep(30); os._exit(0)\n"
-        "print('ready', flush=True); time.sleep(60)"
+        "if os.fork() == 0: os.write(1, b'%d\\n' % os.getpid()); time.sleep(30); os._exit(0)\n"
+        "os.write(1, b'ready\\n'); time.sleep(60)"
     )
     child = int(sorted(parent.stdout.readline() for _ in range(2))[0])
     try:

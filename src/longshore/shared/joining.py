@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from longshore.shared.places import Place
     from longshore.shared.starting import Broker
 
-__all__ = ("VARIABLE", "address", "current", "era", "join", "joined", "leave")
+__all__ = ("VARIABLE", "address", "current", "era", "join", "joined", "leave", "own_broker")
 
 #: What names the place to the processes that this one starts.
 VARIABLE = "LONGSHORE_SHARED"
@@ -79,7 +79,7 @@ def join(url: str | None = None) -> Place:
         if url in (None, "local://"):
             url = _told() if _broker is None else None
             if url is None:
-                url = _own_broker().url
+                url = _started().url
         scheme = str(url).partition("://")[0]
         if scheme not in _PLACES or "://" not in str(url):
             raise ConfigError(f"{url!r} is no place", hint="There are local:///path and redis://host:port/db.")
@@ -126,18 +126,48 @@ def _inherited() -> dict[str, Any]:
     return config
 
 
-def _own_broker() -> Broker:
+def own_broker() -> OwnBroker | None:
+    """The broker that this process has started for itself and what it starts; None if there is none."""
+    return None if _broker is None else OwnBroker()
+
+
+class OwnBroker:
+    """That broker, for whoever watches it: a supervisor."""
+
+    @property
+    def pid(self) -> int:
+        """Its process; 0 where there is none any more."""
+        return 0 if _broker is None else _broker.pid
+
+    def fileno(self) -> int:
+        """A descriptor that is readable once it has ended."""
+        return -1 if _broker is None else _broker.fileno()
+
+    def restart(self) -> None:
+        """Start another one in its place, once it has ended, and join that.
+
+        Raises:
+            BrokerLost: it did not come up.
+        """
+        global _place, _era
+        with _lock:
+            place, _place = _place, None
+            if place is not None:
+                _era += 1
+                place.close()
+            join()
+
+
+def _started() -> Broker:
     global _broker
     from longshore.shared.starting import Broker
 
     if _broker is None:
         atexit.register(leave)
-    directory = None
-    if _broker is not None:
-        # It was lost.  Its directory knows its epoch, which the next one's is above.
-        directory = str(_broker.directory)
-        _broker.release()
-    _broker = Broker(directory)
+        _broker = Broker()
+    else:
+        # It was lost.
+        _broker.restart()
     return _broker
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 from longshore import runs
-from longshore.errors import ConfigError, NotHeld
-from longshore.shared.handle import Handle, seconds
+from longshore.errors import NotHeld
+from longshore.shared.handle import Handle, seconds, whole
 from longshore.shared.places import Reply, Status, Verb
 
 __all__ = ("Grant", "Held", "Lock", "RLock", "Semaphore")
@@ -176,7 +176,7 @@ class Semaphore(Held):
         value: the slots; 0 makes a signal.
 
     Raises:
-        ConfigError: `value` is negative, or not that of the other handles of this name.
+        ConfigError: `value` is no number from 0, or not that of the other handles of this name.
 
     Example:
         >>> done = Semaphore("done", 0)
@@ -189,10 +189,11 @@ class Semaphore(Held):
     _cure = f"{Held._cure}  To signal others, take Semaphore(name, 0), which anybody releases, or an Event."
 
     def __init__(self, name: str, value: int = 1) -> None:
-        if value < 0:
-            raise ConfigError(f"Semaphore({name!r}, {value}): the slots are a number from 0")
-        self._value = value
-        super().__init__(name, f"value={value}")
+        self._value = whole(value, f"value of Semaphore {name!r}")
+        super().__init__(name)
+
+    def _shape(self) -> str:
+        return f"value={self._value}"
 
     def _arguments(self) -> tuple[Any, ...]:
         return self.name, self._value
