@@ -307,6 +307,18 @@ def test_a_task_that_outgrows_its_memory_is_the_only_one_lost(make_pool):
     assert pool.statistics().died == 0
 
 
+@local_only
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's RLIMIT_DATA")
+def test_a_tasks_limit_of_memory_ends_with_it(make_pool):
+    pool = make_pool(1, max_task_memory=16 << 20)
+    pid = pool.submit(tasks.pid).result(PATIENCE)
+    # It is received under nobody's limit, or its process would die of it; it is too much for its own.
+    with pytest.raises(LimitExceeded, match="its arguments"):
+        pool.submit(len, b"x" * (20 << 20)).result(PATIENCE)
+    gone(pid)
+    assert pool.statistics().died == 0
+
+
 # -- recycling -------------------------------------------------------------------------------------------
 
 
