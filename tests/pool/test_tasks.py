@@ -16,7 +16,7 @@ import pytest
 
 from longshore import ConfigError, LimitExceeded, Timeout, WorkerDied
 from longshore.shared import Pool
-from longshore.shared.pool import PoolClosed, Unpicklable
+from longshore.shared.pool import PoolClosed, Unpicklable, local
 from longshore.testing import no_leaks
 from pool import tasks
 from pool.places import PATIENCE, gone, local_only, text_of
@@ -159,6 +159,21 @@ def test_shutdown_can_cancel_what_has_not_started(make_pool, tmp_path):
     pool.shutdown()
     assert first.result(0)
     assert all(future.cancelled() for future in others)
+
+
+@local_only
+def test_a_task_that_runs_when_its_pool_is_shut_down_has_all_its_time(make_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "PATIENCE", 0.01)
+    pool = make_pool(1)
+    future = pool.submit(tasks.say_and_wait, str(tmp_path / "began"), str(tmp_path / "go"))
+    text_of(tmp_path / "began")
+    pool.shutdown(wait=False)
+    # Longer than a process without a task is given.
+    passed = threading.Event()
+    pool._backend._reactor.post(pool._backend._reactor.call_later, 0.05, passed.set)
+    assert passed.wait(PATIENCE)
+    (tmp_path / "go").touch()
+    assert future.result(PATIENCE)
 
 
 @local_only
