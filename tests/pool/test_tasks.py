@@ -6,6 +6,7 @@ import concurrent.futures
 import functools
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -174,6 +175,16 @@ def test_a_task_that_runs_when_its_pool_is_shut_down_has_all_its_time(make_pool,
     assert passed.wait(PATIENCE)
     (tmp_path / "go").touch()
     assert future.result(PATIENCE)
+
+
+@local_only
+def test_a_process_that_does_not_end_by_itself_is_killed_when_its_pool_is_shut_down(make_pool, monkeypatch):
+    monkeypatch.setattr(local, "PATIENCE", 0.01)
+    pool = make_pool(1)
+    pid = pool.submit(tasks.pid).result(PATIENCE)
+    os.kill(pid, signal.SIGSTOP)
+    pool.shutdown()
+    gone(pid)
 
 
 @local_only
