@@ -127,6 +127,7 @@ bench: $(BENCH_STAMP) ## Measure Longshore beside its peers (QUICK=1, CHECK=1, O
 	@$(BENCH) run $(if $(QUICK),--quick) $(if $(CHECK),--check) $(if $(ONLY),--only $(ONLY))
 	@$(if $(ONLY),:,$(BENCH).pool $(if $(QUICK),--quick) $(if $(CHECK),--check))
 	@$(if $(ONLY),:,$(BENCH).shared $(if $(QUICK),--quick) $(if $(CHECK),--check))
+	@$(if $(ONLY),:,$(BENCH).shared_redis $(if $(QUICK),--quick))
 
 .PHONY: soak
 soak: $(BENCH_STAMP) ## A million connections and ten million messages: does memory grow? (QUICK=1)

@@ -192,8 +192,9 @@ class Pool(concurrent.futures.Executor):
         self._room.release()
 
     def _cancelled(self, future: Future) -> None:
-        if future.call is not None:
-            self._backend.cancel(future.call)
+        call = future.call
+        if call is not None:
+            self._backend.cancel(call)
 
     # -- many tasks ------------------------------------------------------------------------------------
 
