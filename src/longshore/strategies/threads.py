@@ -186,8 +186,8 @@ class _PooledSession(StreamSession):
 
     # -- one job after the other -------------------------------------------------------------------------
 
-    def go_on(self) -> None:
-        """Give the pool the next thing to do for this connection, unless it has one."""
+    def go_on(self, *, behind: bool = False) -> None:
+        """Give the pool the next thing to do for this connection, unless it has one; `behind` what others wait for."""
         if self._busy or not self.handler_running:
             return
         if self._hooks:
@@ -199,7 +199,7 @@ class _PooledSession(StreamSession):
         found = self._next()
         if found:
             self.connection.messages += len(found)
-            self._submit(self._handle, found)
+            self._submit(self._handle, found, behind=behind)
         elif self.stream.state == "open" and self.connection.draining and not self.is_owed:
             self.stream.close("drained", linger=self.stream.owing)
 
@@ -237,10 +237,16 @@ class _PooledSession(StreamSession):
         else:
             self._fail(error)
 
-    def _submit(self, job: Callable[..., None], *args: Any, then: Callable[[], None] | None = None) -> None:
+    def _submit(
+        self, job: Callable[..., None], *args: Any, then: Callable[[], None] | None = None, behind: bool = False
+    ) -> None:
         self._busy = True
         name = f"{self.host.handler.name} for {self.peer}"
-        self._crew.submit(name, lambda: self._run(job, args, then or self.go_on))
+        # Whoever has sent the next message before it got its answer can wait rather than whoever asks and waits.
+        self._crew.submit(name, lambda: self._run(job, args, then or self._go_on_behind), behind=behind)
+
+    def _go_on_behind(self) -> None:
+        self.go_on(behind=True)
 
     def _run(self, job: Callable[..., None], args: tuple[Any, ...], then: Callable[[], None]) -> None:
         """On a thread of the pool: do it, and post what came of it."""
