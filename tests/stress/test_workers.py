@@ -10,8 +10,11 @@ import statistics
 import time
 from collections import Counter
 
+import pytest
+
 from tests.supervisor.conftest import WHO, alive, app, service, wait_for  # noqa: F401
 from tests.supervisor.swarm import Swarm
+from tests.supervisor.test_clock import APP, BOUNDS, YEAR, clock, turn_clock  # noqa: F401
 from tests.supervisor.test_under_load import kill_under_load, reload_under_load, renew_under_load, renewable  # noqa: F401
 
 CLIENTS = 100
@@ -69,6 +72,22 @@ def test_a_stopped_worker_is_replaced_while_the_others_serve(service):  # noqa: 
     print(f"\nSIGSTOP: replaced after {seconds:.2f} s (heartbeat 2 s), {swarm.answers} answers, {dict(swarm.failures)}")
     assert seconds < 6
     assert set(swarm.failures) <= {"ConnectionResetError"}
+
+
+@pytest.mark.parametrize("strategy", ["reactor", "green", "threads", "async"])
+def test_a_clock_that_is_set_again_and_again_changes_nothing(strategy, service, app, clock):  # noqa: F811
+    variables, turn = clock
+    (app / "app.py").write_text(
+        APP + "def reply(message, connection):\n"
+        "    return b'%d %s' % (time.time() if message == b'time' else os.getpid(), message)\n"
+        "async def later(message, connection):\n    return reply(message, connection)\n"
+    )
+    target = {"reactor": "app.py:reply", "async": "app.py:later"}.get(strategy, "app.py:who")
+    options = ["--workers", "2", "--strategy", strategy, *BOUNDS, "--framing", "lines"]
+    server = service(*options, target=target, **variables)
+    jumps = (YEAR, -YEAR, 0, 10 * YEAR, -20 * YEAR, 0)
+    answers = turn_clock(server, turn, jumps, CLIENTS)
+    print(f"\nthe clock set {len(jumps)} times by years, {strategy}: {answers} answers to {CLIENTS} clients, none lost")
 
 
 def test_10000_long_lived_connections_spread_within_20_percent(service, app):  # noqa: F811
