@@ -255,6 +255,9 @@ class Crowd:
         sock = socket.socket()
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            # What attackers have not got rid of would be in other machines' memory: here thousands of them would bring
+            # the kernel's for all sockets near its bound (tcp_mem), and what it does then is not the server's doing.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
         # 250 to an address, in another net than the good ones.
         sock.bind((f"127.1.{number // 250 % 250}.{1 + number // 62500}", 0))
         try:

@@ -74,6 +74,48 @@ def test_a_stopped_worker_is_replaced_while_the_others_serve(service):  # noqa: 
     assert set(swarm.failures) <= {"ConnectionResetError"}
 
 
+def test_a_worker_that_is_stopped_for_less_than_its_heartbeat_goes_on_and_loses_nothing(service):  # noqa: F811
+    server = service("--workers", "2", "--worker-heartbeat", "20")
+    workers = server.workers()
+    with Swarm(server.port, CLIENTS) as swarm:
+        swarm.wait_for(200)
+        os.kill(workers[0], signal.SIGSTOP)
+        try:
+            # Whom the stopped one has accepted waits; so does, in the end, every client.
+            swarm.wait_for(200)
+            time.sleep(2)
+        finally:
+            os.kill(workers[0], signal.SIGCONT)
+        swarm.wait_for(500)
+    print(f"\nSIGSTOP and SIGCONT: {swarm.answers} answers, slowest {swarm.slowest:.2f} s, {dict(swarm.failures)}")
+    assert swarm.failures == {}
+    assert server.workers() == workers
+
+
+def test_a_service_that_was_stopped_as_a_whole_goes_on_with_the_same_workers(service):  # noqa: F811
+    server = service("--workers", "2", "--worker-heartbeat", "2")
+    workers = server.workers()
+    everybody = [server.pid, *workers]
+    with Swarm(server.port, 20) as swarm:
+        swarm.wait_for(100)
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        # As a machine that sleeps, or a container that is frozen.
+        time.sleep(5)
+        before = cpu_seconds(server.pid)
+        for pid in everybody:
+            os.kill(pid, signal.SIGCONT)
+        swarm.wait_for(500)
+        time.sleep(2)
+        used = cpu_seconds(server.pid) - before
+    print(
+        f"\nfrozen for 5 s (heartbeat 2 s): {swarm.answers} answers, {dict(swarm.failures)}, {used:.2f} s of CPU after"
+    )
+    assert swarm.failures == {}
+    assert server.workers() == workers
+    assert used < 0.5
+
+
 @pytest.mark.parametrize("strategy", ["reactor", "green", "threads", "async"])
 def test_a_clock_that_is_set_again_and_again_changes_nothing(strategy, service, app, clock):  # noqa: F811
     variables, turn = clock
