@@ -7,6 +7,7 @@ messages stay in order, and an idle connection holds no thread.  Nothing here re
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from longshore import runs
@@ -32,6 +33,8 @@ __all__ = ("Refused", "ThreadsStrategy", "guarded_call", "handle_datagram")
 
 #: Messages that a handler which takes batches gets at once.
 BATCH = 256
+#: Jobs of those who always have another one whose end the reactor sees to in one turn.
+SETTLED = 32
 #: Datagrams that may wait for each thread of the pool.
 DATAGRAMS_PER_THREAD = 16
 
@@ -96,6 +99,42 @@ def _inside(host: Host, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
 
+class _Finished:
+    """Jobs that the pool has done, on their way to the reactor's thread.
+
+    There too a flood of those who always have another one must not delay the others: they come after them, and some a
+    turn, so that the reactor looks at its sockets between.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._first: deque[Callable[[], object]] = deque()
+        self._behind: deque[Callable[[], object]] = deque()
+        self._posted = False
+
+    def add(self, settle: Callable[[], object], *, behind: bool) -> None:
+        """Have `settle()` called; from any thread."""
+        # Before it is looked whether the reactor comes anyway: whoever clears that looks here afterwards.
+        (self._behind if behind else self._first).append(settle)
+        if not self._posted:
+            self._post()
+
+    def _post(self) -> None:
+        self._posted = True
+        self._host.reactor.post(self._settle)
+
+    def _settle(self) -> None:
+        self._posted = False
+        try:
+            while self._first:
+                self._first.popleft()()
+            for _ in range(min(SETTLED, len(self._behind))):
+                self._behind.popleft()()
+        finally:
+            if (self._first or self._behind) and not self._posted:
+                self._post()
+
+
 class _PooledLink(StreamLink):
     """A stream's sink that wakes the threads which wait on the connection, then tells the session."""
 
@@ -131,14 +170,16 @@ class _PooledLink(StreamLink):
 class _PooledSession(StreamSession):
     """One connection of a message handler; its state belongs to the reactor's thread, its jobs to the pool."""
 
-    def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, crew: Crew) -> None:
+    def __init__(
+        self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, pool: tuple[Crew, _Finished]
+    ) -> None:
         link = _PooledLink()
         super().__init__(host, sock, peer, local, tls, link)
         link.session = self
         # A reply is sent when it is there: the next message is another thread's, and may take its time.
         self.stream.coalescing = False
         self._link = link
-        self._crew = crew
+        self._crew, self._finished = pool
         self._handler: Any = None
         self._started = False
         self._busy = False
@@ -243,12 +284,12 @@ class _PooledSession(StreamSession):
         self._busy = True
         name = f"{self.host.handler.name} for {self.peer}"
         # Whoever has sent the next message before it got its answer can wait rather than whoever asks and waits.
-        self._crew.submit(name, lambda: self._run(job, args, then or self._go_on_behind), behind=behind)
+        self._crew.submit(name, lambda: self._run(job, args, then or self._go_on_behind, behind), behind=behind)
 
     def _go_on_behind(self) -> None:
         self.go_on(behind=True)
 
-    def _run(self, job: Callable[..., None], args: tuple[Any, ...], then: Callable[[], None]) -> None:
+    def _run(self, job: Callable[..., None], args: tuple[Any, ...], then: Callable[[], None], behind: bool) -> None:
         """On a thread of the pool: do it, and post what came of it."""
         replies: list[bytes] = []
         error: BaseException | None = None
@@ -261,7 +302,7 @@ class _PooledSession(StreamSession):
             error = caught
         if runs.touched:
             runs.over()
-        self.host.reactor.post(self._done, replies, error, then)
+        self._finished.add(lambda: self._done(replies, error, then), behind=behind)
 
     def _begin(self, replies: list[bytes]) -> None:
         self._handler = self.host.handler.session_for(self.connection, self.host.facade, self.client_address)
@@ -335,6 +376,7 @@ class ThreadsStrategy:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._crew = Crew(lambda: host.limits.max_threads)
+        self._finished = _Finished(host)
         # Not the pool: with every place taken by connections, nothing else would ever run there.  Their number
         # is bounded before open() is called.
         self._handlers = Crew(lambda: None)
@@ -350,7 +392,7 @@ class ThreadsStrategy:
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
         """A session on a stream, or one with a thread of its own."""
         if self._host.handler.takes_messages:
-            return _PooledSession(self._host, sock, peer, local, tls, self._crew)
+            return _PooledSession(self._host, sock, peer, local, tls, (self._crew, self._finished))
         try:
             return BlockingSession(self._host, sock, peer, local, tls, self._submit)
         except OSError as error:
