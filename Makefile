@@ -78,8 +78,8 @@ cargo:
 	@if $(RUST_WORKS); then cd rust && cargo test --locked --quiet; fi
 
 .PHONY: stress
-stress: $(STAMP) ## Kill, reload, exhaust and attack for minutes; prints its figures (ROUNDS=1000 kills)
-	LONGSHORE_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/python -m pytest tests/stress -q -s --timeout=0 -o faulthandler_timeout=0
+stress: $(STAMP) ## Kill, reload, exhaust and attack for minutes; prints its figures (ROUNDS=1000 kills, SOAK=3600 seconds)
+	LONGSHORE_ROUNDS=$(or $(ROUNDS),1000) LONGSHORE_SOAK=$(SOAK) $(BIN)/python -m pytest tests/stress -q -s --timeout=0 -o faulthandler_timeout=0
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## Throw a million random inputs at the native framings, and compare with the portable ones
