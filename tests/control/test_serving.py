@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -222,6 +223,25 @@ def test_a_reload_that_fails_is_told_to_who_asked_and_the_old_workers_go_on(tmp_
             server.ask("reload")
         assert call(server.url) == b"hello"
         server.until(lambda: server.page("/ready")[0], lambda status: status == 200)
+
+
+def test_who_waits_for_a_reload_at_a_terminal_sees_how_far_it_is(tmp_path):
+    source = f"import os, time\nwhile os.path.exists({str(tmp_path / 'wait')!r}):\n    time.sleep(0.01)\n{ECHO}"
+    with Watched(tmp_path, "--workers", "2", source=source) as server:
+        server.serving(2)
+        (tmp_path / "wait").touch()
+        pid, terminal = pty.fork()
+        if pid == 0:
+            words = [sys.executable, "-m", "longshore", "ctl", "--control", server.path, "reload"]
+            os.execve(words[0], words, os.environ | {"PYTHONPATH": str(SOURCE)})
+        text = b""
+        while b"0 of 2 new workers serve" not in text:
+            text += os.read(terminal, 1000)
+        (tmp_path / "wait").unlink()
+        while b"reloaded: new workers serve" not in text:
+            text += os.read(terminal, 1000)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        os.close(terminal)
 
 
 def test_what_is_set_by_hand_holds_for_a_worker_that_takes_anothers_place_and_ends_with_a_reload(tmp_path):
