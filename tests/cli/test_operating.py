@@ -119,6 +119,9 @@ def test_a_full_disk_costs_log_lines_and_nothing_else(command, environment, app,
         stderr = full if place == "standard error" else subprocess.PIPE
         with subprocess.Popen(words, cwd=app, env=environment(), stderr=stderr) as process:
             try:
+                if process.stderr is not None:
+                    # Nothing is logged before all workers accept.
+                    assert b"serving echo" in process.stderr.readline()
                 for _ in range(3):
                     with connect(where, retry=Retry(attempts=100, maximum=0.1)) as client:
                         assert answers(client)
