@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from longshore.addresses import parse
+from longshore.errors import ConfigError
+
 
 def assert_told(result, status, *words):
     text = result.stderr.decode()
@@ -133,6 +136,13 @@ def test_debug_shows_the_traceback(run, app):
 def test_a_wrong_url_is_told(run, app, url):
     assert_told(run("serve", "echo.py", "--bind", url, cwd=app), 2, url)
     assert_told(run("connect", url), 2, url)
+
+
+@pytest.mark.parametrize(("scheme", "meant"), [("http", "tcp"), ("https", "tls"), ("ucp", "udp"), ("unx", "unix")])
+def test_a_scheme_of_others_or_misspelt_is_told_with_the_one_that_may_be_meant(scheme, meant):
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{scheme}://127.0.0.1:5000")
+    assert caught.value.hint == f"Did you mean {meant}://127.0.0.1:5000?"
 
 
 def test_a_url_without_a_scheme_is_completed_in_the_hint(run):

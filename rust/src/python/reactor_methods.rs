@@ -297,6 +297,7 @@ impl Reactor {
             ("failures", counters.failures),
             ("malformed", counters.malformed),
             ("overdue", counters.overdue),
+            ("taken", counters.taken),
         ] {
             found.set_item(name, value)?;
         }

@@ -340,7 +340,7 @@ def create(name: str, host: Host, prepared: Lineage | None = None) -> Strategy:
 
 def cause_of(error: BaseException, gone: str | None) -> str:
     """The cause of `ConnectionClosed` that an exception leaving a handler stands for."""
-    from longshore.errors import ClosedError, PeerClosed
+    from longshore.errors import BrokerLost, ClosedError, PeerClosed
     from longshore.proxy import ProxyError
     from longshore.tls import TLSError
 
@@ -356,7 +356,7 @@ def cause_of(error: BaseException, gone: str | None) -> str:
         return "framing"
     if isinstance(error, PeerClosed):
         return "peer closed"
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError) and not isinstance(error, BrokerLost):
         return "reset"
     return "handler failed"
 
