@@ -59,8 +59,9 @@ class Broker:
     def _start(self) -> None:
         """Have a process come up.
 
-        It lives as long as this one holds `_lifeline`, and for as long nothing can be read from `_ended`, whose other
-        end is its alone.
+        It lives as long as this one holds `_lifeline`, and nothing can be read from `_ended` before it is over: the
+        other end of that pipe is its alone.  A pidfd takes its place where there are some, as a process that dies
+        closes one descriptor after the other, and nobody must be served by the next broker before it has closed all.
         """
         lifeline, self._lifeline = os.pipe()
         self._ended, ready = os.pipe()
@@ -90,6 +91,10 @@ class Broker:
                 f"the broker in {self.directory} did not come up (exit {code})", hint="Its standard error says why."
             )
         self.pid = int(up)
+        with contextlib.suppress(OSError, AttributeError):
+            pidfd = os.pidfd_open(self.pid)
+            os.close(self._ended)
+            self._ended = pidfd
 
     def fileno(self) -> int:
         """A descriptor that is readable once it has ended; -1 where there is none."""

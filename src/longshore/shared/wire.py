@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ("CANCEL", "END", "FRAMING", "HEAD", "HELLO", "Request", "encode_reply", "encode_request", "read_reply")
 
-#: Verbs of the connection itself.  HELLO: the secret -> the epoch, and the largest item in decimal.  CANCEL: the id as
-#: number.  END: the holder.
+#: Verbs of the connection itself.  HELLO: the secret -> the epoch; in decimal, the largest item and the client's number
+#: in the ledger.  CANCEL: the id as number.  END: the holder.
 HELLO, CANCEL, END = 200, 201, 202
 #: What cuts the messages.
 FRAMING = LengthPrefixed(size=4, byteorder="little", max_size=(1 << 30))
