@@ -15,13 +15,23 @@ from longshore.shared.places import Verb
 from longshore.shared.undoing import undo
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from longshore.shared.places import Place, Reply
 
 __all__ = ("ask", "await_reply", "wait")
 
 
-def ask(place: Place, verb: int, key: bytes, holder: int, number: int, fields: tuple[bytes, ...], what: str) -> Reply:
-    """Have a verb done that does not wait.
+def ask(
+    place: Place,
+    verb: int,
+    key: bytes,
+    holder: int,
+    number: int,
+    fields: tuple[bytes, ...],
+    what: Callable[[int], str],
+) -> Reply:
+    """Have a verb done that does not wait; `what(verb)` is what the caller calls it.
 
     Raises:
         WouldBlock: the place takes its time, and this thread has none.
@@ -39,7 +49,7 @@ def wait(
     number: int,
     timeout: float | None,
     fields: tuple[bytes, ...],
-    what: str,
+    what: Callable[[int], str],
 ) -> Reply:
     """Have a verb done that may wait: block the thread, or park the greenlet.
 
@@ -52,14 +62,14 @@ def wait(
     if parking is not None:
         return _park(parking, place, verb, key, holder, number, timeout, fields)
     if runs.running_loop() is not None:
-        name, _, rest = what.rpartition(".")
+        name, _, rest = what(verb).rpartition(".")
         raise WouldBlock(
-            f"{what}() could wait, and this thread runs an event loop",
+            f"{what(verb)}() could wait, and this thread runs an event loop",
             hint=f"Await {name}.a{rest}(), or call it with timeout=0.",
         )
     if runs.reactor() is not None:
         raise WouldBlock(
-            f"{what}() could wait, and this thread turns a reactor",
+            f"{what(verb)}() could wait, and this thread turns a reactor",
             hint='Serve with strategy="threads" or "green", or call it with timeout=0.',
         )
     return place.ask(verb, key, holder, number, timeout, fields)
