@@ -3,8 +3,8 @@
 `python -m bench.shared [--quick]`; `make bench` runs it too.  One client process does the same with both, in turns in
 one run, so that a slow moment of the machine meets both; then fifty processes contend for one lock.
 
-A lock that nobody else wants is lent to its client, which then asks nobody; one that is contended passes from process to
-process, through the broker.  So the fifty are compared with one client of a lock that is lent, and with one of the
+A lock that nobody else wants is lent to its client, which then asks nobody; one that is contended passes from process
+to process, through the broker.  So the fifty are compared with one client of a lock that is lent, and with one of the
 lock of a `Condition`, which never is.
 """
 
