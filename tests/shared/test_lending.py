@@ -188,7 +188,7 @@ class World:
 
 def test_however_the_steps_of_clients_and_broker_fall_one_holds_it_fences_rise_and_nobody_is_left_waiting():
     lent = 0
-    for seed in range(300):
+    for seed in range(100):
         world = World(seed)
         try:
             world.run(200)
@@ -198,7 +198,7 @@ def test_however_the_steps_of_clients_and_broker_fall_one_holds_it_fences_rise_a
             error.add_note(f"seed {seed}")
             raise
         lent += world.lent
-    assert lent > 1000
+    assert lent > 300
 
 
 def test_the_native_ledger_does_what_the_plain_one_does():

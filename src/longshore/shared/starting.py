@@ -22,6 +22,9 @@ from longshore.shared.places import MAX_ITEM
 
 __all__ = ("Broker", "start_broker")
 
+#: Seconds that it may take to come up.
+_UP = 30.0
+
 
 class Broker:
     """A broker that this process owns.
@@ -83,7 +86,13 @@ class Broker:
         finally:
             os.close(lifeline)
             os.close(ready)
-        up = os.read(self._ended, 32)
+        # What has hung says no more than what has died.
+        poll = select.poll()
+        poll.register(self._ended, select.POLLIN)
+        up = os.read(self._ended, 32) if poll.poll(_UP * 1000) else b""
+        if not up:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
         if not up:
             self._forget()
