@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import format_peer
@@ -67,7 +68,11 @@ class Admission:
         self._accepting = False
         #: Whether others go on accepting on the same sockets, so that what is queued is theirs.
         self.leaves_queue = False
+        #: Whoever is let in once somebody has gone who was idle: how to do it, and how not to.
+        self._successor: _Newcomer | None = None
+        # Handlers begin handshakes too (`start_tls`), on threads of their own.
         self._handshakes = Gate("max_handshakes", host.limits.max_handshakes, self._near)
+        self._handshakes_lock = threading.Lock()
         self._places = Gate("max_connections", host.limits.max_connections, self._near)
         # Only a bound that users set is worth a warning, so `inline`, whose bound is its nature, gives none.
         named = _BOUNDS.get(strategy_name)
@@ -113,6 +118,9 @@ class Admission:
                 door.acceptor.accept_queued()
             door.acceptor.close()
         self._accepting = False
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            self._release(successor, self._places.name)
 
     def reconfigure(self, limits: Limits) -> None:
         """Count by other limits."""
@@ -172,13 +180,10 @@ class Admission:
         self.received += received
         self.sent += sent
         self.messages += 0 if session.connection is None else session.connection.messages
-        self._leave_place(session.who)
+        self._places.leave()
+        self.policy.leave(session.who)
         self._room()
         return True
-
-    def _leave_place(self, who: Who) -> None:
-        self._places.leave()
-        self.policy.leave(who)
 
     def take_place(self) -> bool:
         """Take a place of the strategy's own bound; False if there is none."""
@@ -189,15 +194,24 @@ class Admission:
         self._handlers.leave()
         self._room()
 
+    def take_handshake(self) -> bool:
+        """A TLS handshake is about to begin; False if it must not.  From any thread."""
+        with self._handshakes_lock:
+            return self._handshakes.enter()
+
     def handshake_over(self) -> None:
-        """A TLS handshake is through."""
-        self._handshakes.leave()
+        """A TLS handshake is through.  From any thread."""
+        with self._handshakes_lock:
+            self._handshakes.leave()
 
     @property
     def _full(self) -> bool:
         return self._places.full or self._handlers.full
 
     def _room(self) -> None:
+        if self._successor is not None and not self._full:
+            successor, self._successor = self._successor, None
+            self._welcome(successor)
         if self._accepting and not self._full:
             for door in self._doors:
                 door.acceptor.resume()
@@ -211,13 +225,16 @@ class Admission:
         """Whether one more connection may be accepted now; `knocking` says that one waits for sure."""
         if not self._accepting:
             return False
-        overflow = self._host.limits.overflow
-        if overflow == "reject" and self._full:
-            return True
-        # Nobody is evicted before there is somebody to take the place.
-        if overflow == "evict-idle" and knocking and self._full and not self._evict():
-            self._host.reactor.call_later(EVICT_AGAIN, self._look_again, acceptor)
         if self._full:
+            overflow = self._host.limits.overflow
+            if overflow == "reject":
+                return True
+            if overflow != "evict-idle" or not knocking or self._successor is not None:
+                return False
+            # Who it is shows only once it is accepted, and nobody is evicted for somebody who may not come.
+            if self._idlest() is not None:
+                return True
+            self._host.reactor.call_later(EVICT_AGAIN, self._look_again, acceptor)
             return False
         if self._places.hold():
             return True
@@ -234,66 +251,88 @@ class Admission:
         if self._accepting:
             acceptor.resume()
 
-    def _evict(self) -> bool:
-        """End the connection that has been idle for the longest; False if all are busy, as those never are evicted."""
+    def _idlest(self) -> Session | None:
+        """The connection that has been idle for the longest; None if all are busy, as those never are evicted."""
         found: tuple[float, Session] | None = None
         for session in self.sessions:
             since = session.idle_since()
             if since is not None and (found is None or since < found[0]):
                 found = since, session
-        if found is None:
-            return False
-        found[1].evict()
-        return True
+        return None if found is None else found[1]
 
     def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Take an accepted connection, or turn it away."""
         family = listener.family
-        peer, who = format_peer(family, address), _who(family, sock, address)
-        trusted = self._proxy is not None and who in self._trusted
+        newcomer = _Newcomer(listener, sock, format_peer(family, address), _who(family, sock, address))
         # A trusted proxy is not judged, its clients are, each when it is known.
-        limit = self._take_places() or (None if trusted else self._judge(who))
+        newcomer.trusted = self._proxy is not None and newcomer.who in self._trusted
+        limit = None if newcomer.trusted else self._judge(newcomer)
+        if limit is None:
+            self._welcome(newcomer)
+        else:
+            self._turn_away(newcomer, limit)
+
+    def _judge(self, newcomer: _Newcomer) -> str | None:
+        """The name of the limit by which it must stay out, or None: then it counts for its peer."""
+        if newcomer.listener.is_tls and self._handshakes.full:
+            return self._handshakes.name
+        return self.policy.enter(newcomer.who, self._host.reactor.now())
+
+    def _welcome(self, newcomer: _Newcomer) -> None:
+        """Let somebody in who may come, if there is a place, or one can be made."""
+        limit = self._take_places()
         if limit is not None:
-            self._turn_away(sock, peer, listener.url, limit)
+            idle = self._idlest() if self._may_evict else None
+            if idle is None:
+                self._release(newcomer, limit)
+            else:
+                self._successor = newcomer
+                idle.evict()
             return
         self.accepted += 1
+        listener, sock = newcomer.listener, newcomer.sock
         if not listener.hands_down:
             _set_options(sock, listener)
-        if trusted and self._proxy is not None:
+        if self._proxy is None:
+            self._open(newcomer)
+        elif newcomer.trusted:
             introduce = functools.partial(self.introduced, listener)
-            self._begin(Prologue(self._host, sock, peer, listener.url, self._proxy, introduce), None)
-            return
-        if self._proxy is not None:
-            sock = Suspected.over(sock, peer)
-        self._open(listener, sock, peer, who)
+            self._begin(Prologue(self._host, sock, newcomer.peer, listener.url, self._proxy, introduce), None)
+        else:
+            newcomer.sock = Suspected.over(sock, newcomer.peer)
+            self._open(newcomer)
+
+    @property
+    def _may_evict(self) -> bool:
+        return self._accepting and self._successor is None and self._host.limits.overflow == "evict-idle"
 
     def introduced(self, listener: Listener, prologue: Prologue, sock: socket.socket, header: Header) -> None:
         """A proxy has said whose connection it is: let that one in, or turn it away."""
         self.sessions.discard(prologue)
-        proxy = peer = prologue.peer
-        who: Who = None
+        newcomer = _Newcomer(listener, sock, prologue.peer, None)
         if header.family is not None:
-            peer = format_peer(header.family, header.source)
-            who = None if header.family == _UNIX else packed(header.source[0])
-            limit = self._judge(who)
+            newcomer.peer = format_peer(header.family, header.source)
+            newcomer.who = None if header.family == _UNIX else packed(header.source[0])
+            limit = self._judge(newcomer)
             if limit is not None:
-                self._turn_away(sock, peer, listener.url, limit)
+                self._leave_places()
+                self._turn_away(newcomer, limit)
                 self._room()
                 return
-        self._open(listener, sock, peer, who, (header, proxy))
+        self._open(newcomer, (header, prologue.peer))
 
-    def _open(self, listener: Listener, sock: Any, peer: str, who: Who, introduction: Any = None) -> None:
-        if listener.is_tls and self._handshakes.full:
-            self._release(who)
-            self._turn_away(sock, peer, listener.url, self._handshakes.name)
+    def _open(self, newcomer: _Newcomer, introduction: Any = None) -> None:
+        """Begin a session of somebody who has its places."""
+        listener, sock, peer = newcomer.listener, newcomer.sock, newcomer.peer
+        if listener.is_tls and not self.take_handshake():
+            self._leave_places()
+            self._release(newcomer, self._handshakes.name)
             return
         session = self._strategy.open(sock, peer, listener.url, self.tls_context if listener.is_tls else None)
+        session.handshaking = listener.is_tls
         if introduction is not None and session.connection is not None:
             session.introduce(*introduction)
-        if listener.is_tls:
-            self._handshakes.enter()
-            session.handshaking = True
-        self._begin(session, who)
+        self._begin(session, newcomer.who)
 
     def _begin(self, session: Session, who: Who) -> None:
         session.who = who
@@ -309,19 +348,18 @@ class Admission:
             return self._handlers.name
         return None
 
-    def _judge(self, who: Who) -> str | None:
-        """Let in one that has its places; the name of the limit, and the places given back, if it must stay out."""
-        limit = self.policy.enter(who, self._host.reactor.now())
-        if limit is not None:
-            self._places.leave()
-            self._handlers.leave()
-        return limit
-
-    def _release(self, who: Who) -> None:
-        self._leave_place(who)
+    def _leave_places(self) -> None:
+        self._places.leave()
         self._handlers.leave()
 
-    def _turn_away(self, sock: socket.socket, peer: str, local: str, limit: str) -> None:
+    def _release(self, newcomer: _Newcomer, limit: str) -> None:
+        """Turn somebody away who counts for its peer."""
+        if not newcomer.trusted:
+            self.policy.leave(newcomer.who)
+        self._turn_away(newcomer, limit)
+
+    def _turn_away(self, newcomer: _Newcomer, limit: str) -> None:
+        sock, peer, local = newcomer.sock, newcomer.peer, newcomer.listener.url
         self.rejected += 1
         with contextlib.suppress(OSError):
             if self._host.limits.farewell:
@@ -361,6 +399,20 @@ class Admission:
 
     def _adjusted(self, limit: str, wanted: int, actual: int, reason: str) -> None:
         self._host.emit(LimitsAdjusted(limit=limit, wanted=wanted, actual=actual, reason=reason))
+
+
+class _Newcomer:
+    """Somebody who was accepted and is not in yet."""
+
+    __slots__ = ("listener", "peer", "sock", "trusted", "who")
+
+    def __init__(self, listener: Listener, sock: Any, peer: str, who: Who) -> None:
+        self.listener = listener
+        self.sock = sock
+        self.peer = peer
+        self.who = who
+        #: Whether it is a proxy, which only brings somebody.
+        self.trusted = False
 
 
 class _Door:

@@ -42,6 +42,7 @@ __all__ = (
     "SpawnerDied",
     "ThreadsAtFork",
     "UpgradeFailed",
+    "Upgraded",
     "Upgrading",
     "WorkerBlocked",
     "WorkerCrashed",
@@ -386,14 +387,14 @@ class WorkerBlocked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reloading(Event):
-    """New workers start, with code and configuration as they are now."""
+    """A reload begins: new workers start, with code and configuration as they are now; one process reads the latter."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reloaded(Event):
-    """The new workers accept, and the old ones drain."""
+    """The new workers accept, and the old ones drain; or one process serves with what is configured now."""
 
     generation: int
     seconds: float
@@ -401,7 +402,7 @@ class Reloaded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadFailed(Event):
-    """The new workers could not start, or the configuration could not be read; the old workers go on."""
+    """The new workers could not start, or the configuration could not be read; everything goes on as before."""
 
     level: ClassVar[str] = "ERROR"
 
@@ -411,6 +412,13 @@ class ReloadFailed(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upgrading(Event):
     """The program was started once more, as process `pid`, which takes over the sockets once it is ready."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upgraded(Event):
+    """The new program, process `pid`, serves, and this one drains."""
 
     pid: int
 

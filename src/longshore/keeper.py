@@ -88,6 +88,10 @@ class Keeper:
     def handler_freed(self) -> None:
         """Places are left by arrivals."""
 
+    def take_handshake(self) -> bool:
+        """See `handshake_over`."""
+        return True
+
     def handshake_over(self) -> None:
         """Handshakes run where their handler does, and are bounded as handlers are."""
 

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
     from longshore.config import Timeouts
 
-__all__ = ("NEAR", "Gate", "Watch", "overdue")
+__all__ = ("CALM", "NEAR", "Gate", "Watch", "overdue")
 
 #: A message is not judged by `min_rate` before it has had this long (seconds): a first packet says nothing of a rate.
 RATE_GRACE = 5.0
-#: The share of a limit at which it is told that it is near.
-NEAR = 0.8
+#: The share of a limit at which it is told that it is near, and the one below which that may be told again: what
+#: wavers about the first is told once.
+NEAR, CALM = 0.8, 0.6
 
 
 class Gate:
@@ -75,7 +76,7 @@ class Gate:
                 self._near(self.name, count, self.maximum)
 
     def _calm(self, count: int) -> None:
-        if self._warned and self.maximum is not None and count < NEAR * self.maximum:
+        if self._warned and self.maximum is not None and count < CALM * self.maximum:
             self._warned = False
 
 
@@ -173,8 +174,10 @@ class Watch:
         if self.pending and limits.write is not None and self.last_progress + limits.write < found:
             found, name = self.last_progress + limits.write, "write"
         if self.closing_since is not None:
-            if not self.pending and limits.linger is not None and self.closing_since + limits.linger < found:
-                found, name = self.closing_since + limits.linger, "linger"
+            # The peer has its time from our last byte on, however long it took to leave.
+            sent = max(self.closing_since, self.last_progress)
+            if not self.pending and limits.linger is not None and sent + limits.linger < found:
+                found, name = sent + limits.linger, "linger"
             return found, name
         if self.waiting:
             if self.first and limits.first_byte is not None and self.ready + limits.first_byte < found:

@@ -117,6 +117,8 @@ class StreamLink:
         self._posted = 0
         self._open = False
 
+    #: The `strategies.Session` that counts its handshakes; a client has none.
+    session: Any = None
     #: Threads that wait.
     _sleepers: Sequence[threading.Event] = ()
 
@@ -131,6 +133,8 @@ class StreamLink:
     def opened(self) -> None:
         """The stream is ready."""
         self._open = True
+        if self.session is not None and self.session.handshaking:
+            self.session.handshake_over()
         self._wake()
 
     def arrived(self) -> None:
@@ -336,9 +340,15 @@ class StreamLink:
         return sock, unread
 
     def start_tls(self, context: Any, *, server_side: bool, hostname: str | None, timeout: float | None) -> None:
-        """Speak TLS from the next byte on, and wait for the handshake where the caller may wait."""
+        """Speak TLS from the next byte on, and wait for the handshake where the caller may wait.
+
+        Raises:
+            LimitExceeded: there are `Limits.max_handshakes` already, and the connection ends.
+        """
         from longshore.tls import Session
 
+        if self.session is not None:
+            self.session.handshake_begins(self)
         self._open = False
         self._on_reactor(self.stream.start_tls, Session(context, server_side=server_side, hostname=hostname))
         self.wait_open(timeout)

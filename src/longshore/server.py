@@ -12,7 +12,7 @@ import contextvars
 import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from longshore import reactor as reactors
 from longshore import strategies
@@ -100,7 +100,7 @@ class Server:
 
     #: Real time; tests put a clock here that they turn by hand.
     clock: Clock | None = None
-    _all: ClassVar[WeakSet[Server]] = WeakSet()
+    _all: ClassVar[WeakValueDictionary[int, Server]] = WeakValueDictionary()
 
     def __init__(
         self,
@@ -132,7 +132,6 @@ class Server:
             )
         #: The executor that was given as `pool`, for what needs a processor; whoever made it ends it.
         self.pool: TaskPool | None = pool
-        Server._all.add(self)
         self.handler: Handler = understand(handler)
         self.limits = limits or Limits()
         self.timeouts = timeouts or Timeouts()
@@ -162,7 +161,7 @@ class Server:
         #: Who may come at all, how many of each, and how fast.
         self.policy = admission.policy
         self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
-        self.handshake_over = admission.handshake_over
+        self.take_handshake, self.handshake_over = admission.take_handshake, admission.handshake_over
         certificates = self._targets.certificates
         #: What keeps the certificate fresh; None where nothing speaks TLS.
         self.renewal = None if certificates is None else Renewal(self, admission, certificates)
@@ -170,6 +169,8 @@ class Server:
         self._on_end: Callable[[], object] | None = None
         self._watchdog: Watchdog | None = None
         self._running = False
+        # Last: others read what stands above, from other threads and after an __init__ that failed.
+        Server._all[id(self)] = self
 
     # -- what users ask ----------------------------------------------------------------------------------
 
@@ -418,7 +419,9 @@ class Server:
                 # Handlers find its value in the memory that they are forked with.
                 self._lifespan.prepare(self)
                 self.state = self._lifespan.enter()
-            holders = [self._targets, *(holder for server in Server._all for holder in server._holders)]
+            # `valuerefs` copies at once, so another thread may make a server meanwhile.
+            servers = [server for ref in Server._all.valuerefs() if (server := ref()) is not None]
+            holders = [self._targets, *(holder for server in servers for holder in server._holders)]
             prepared = strategies.prepare(self.strategy_name, self, self._targets.tls_context, holders)
             for target in self._targets.items:
                 self._listeners += bind(target)
@@ -560,23 +563,26 @@ class Server:
             self._end_reactor()
 
     def _close(self) -> None:
-        """The last thing that happens on the server's thread."""
-        if self.status in ("serving", "paused", "draining"):
-            # An exception left the loop: cut what is open, so that nothing outlives it.
-            self._machine.to("stopping")
-            self._admission.cut()
-            self._admission.destroy()
-        elif self.status == "starting":
-            self._machine.to("stopping")
+        """The last thing that happens on the server's thread: every step, whatever one raises, the first named last."""
+        with contextlib.ExitStack() as steps:
+            steps.callback(self._release)
+            steps.callback(self._admission.close)
+            steps.callback(lambda: self._ending.close(self._strategy.close()))
+            if self._watchdog is not None:
+                steps.callback(self._watchdog.stop)
+            steps.callback(self._exit_lifespan)
+            for session in tuple(self._admission.sessions):
+                steps.callback(session.destroy)
+            if self.status != "stopping":
+                # An exception left the loop: cut what is open, so that nothing outlives it.
+                self._machine.to("stopping")
+                self._admission.cut()
+
+    def _exit_lifespan(self) -> None:
         try:
             self._lifespan.exit()
         except Exception as error:
             self.emit(HandlerFailed(handler="lifespan", peer=None, error=error))
-        if self._watchdog is not None:
-            self._watchdog.stop()
-        self._ending.close(self._strategy.close())
-        self._admission.close()
-        self._release()
 
     def _release(self) -> None:
         for listener in self._listeners:

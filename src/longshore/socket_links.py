@@ -53,6 +53,9 @@ class SocketLink:
         #: Who is asked to send the rest of an output that nobody may wait for; None: nobody.
         self.finish_later: Callable[[SocketLink], object] | None = None
 
+    #: The `strategies.Session` that counts its handshakes; a client has none.
+    session: Any = None
+
     @property
     def socket(self) -> Socket:
         """The socket."""
@@ -261,7 +264,22 @@ class SocketLink:
         return sock, self.input.take_all()
 
     def start_tls(self, context: Any, *, server_side: bool, hostname: str | None, timeout: float | None) -> None:
-        """Speak TLS from here on; nothing may have been read beyond this point."""
+        """Speak TLS from here on; nothing may have been read beyond this point.
+
+        Raises:
+            LimitExceeded: there are `Limits.max_handshakes` already, and the connection ends.
+            TLSError, HandshakeTimeout: the handshake failed.
+        """
+        if self.session is None:
+            self._start_tls(context, server_side, hostname, timeout)
+            return
+        self.session.handshake_begins(self)
+        try:
+            self._start_tls(context, server_side, hostname, timeout)
+        finally:
+            self.session.handshake_over()
+
+    def _start_tls(self, context: Any, server_side: bool, hostname: str | None, timeout: float | None) -> None:
         from longshore.tls import TLSError, describe
 
         if self.input.unread:

@@ -23,7 +23,7 @@ import os
 import selectors
 import signal
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from longshore.anchorage import Anchorage
@@ -35,6 +35,7 @@ from longshore.events import (
     ServerDraining,
     ServerStarted,
     ServerStopped,
+    Upgraded,
     UpgradeFailed,
     Upgrading,
     WorkerCrashed,
@@ -42,6 +43,7 @@ from longshore.events import (
     WorkerReady,
     WorkerRetiring,
 )
+from longshore.logfiles import reopen_logs
 from longshore.mainstay import Mainstay
 from longshore.meter import COUNTERS, GAUGES, HISTOGRAMS
 from longshore.pidfile import PidFile
@@ -56,7 +58,7 @@ from longshore.signalling import SignalQueue
 from longshore.steward import Steward
 from longshore.subscribers import Subscribers
 from longshore.upgrade import Heritage, Successor, refusal
-from longshore.workers import BEAT, Assignment, reopen_logs, work
+from longshore.workers import BEAT, Assignment, work
 from longshore.workforce import ChildProcess, cause_of, reap_orphans
 
 if TYPE_CHECKING:
@@ -243,14 +245,7 @@ class Supervisor:
             raise self._error
         since = self._ending_since or time.monotonic()
         self.report = DrainReport(self._finished, self._cut, tuple(self._abandoned), time.monotonic() - since)
-        self.emit(
-            ServerStopped(
-                finished=self.report.finished,
-                cut=self.report.cut,
-                abandoned=self.report.abandoned,
-                seconds=self.report.seconds,
-            )
-        )
+        self.emit(ServerStopped(**asdict(self.report)))
         return self.report
 
     def _close(self) -> None:
@@ -286,7 +281,7 @@ class Supervisor:
                 case signal.SIGQUIT:
                     self.stop()
                 case signal.SIGHUP:
-                    self.reload()
+                    self.drain() if self._signals.hung_up else self.reload()
                 case signal.SIGUSR1:
                     self.reopen_logs()
                 case signal.SIGUSR2:
@@ -339,6 +334,7 @@ class Supervisor:
     def reopen_logs(self) -> None:
         """Have every process open its log files anew."""
         reopen_logs()
+        self.tell("reopen-logs")
         for worker in self.workers.values():
             worker.send({"do": "reopen-logs"})
 
@@ -364,6 +360,7 @@ class Supervisor:
         if successor.is_ready():
             self._handed_over = True
             self.anchorage.hand_over()
+            self.emit(Upgraded(pid=successor.pid))
             self.drain()
         else:
             self.emit(UpgradeFailed(reason=successor.failure()))
@@ -448,9 +445,9 @@ class Supervisor:
         reason = failure.get("error") or cause_of(worker.status or 0)
         young = was == "starting" or time.monotonic() - worker.ready_at < YOUNG
         pause = self.brake.died(time.monotonic(), early=young)
-        stack = "" if worker.blocked_since is not None else worker.stack()
+        stack = "" if worker.blocked_since is not None else worker.stack() or failure.get("raised", "")
         if self.state == "starting" and was == "starting":
-            if self.brake.deaths >= BRAKE:
+            if failure.get("is_mistake") or self.brake.deaths >= BRAKE:
                 self._give_up(failure, reason, stack)
                 return
         elif self.reloads.is_open and worker.generation == self.generation:
@@ -463,17 +460,17 @@ class Supervisor:
                 reason=reason,
                 connections=lost,
                 retry_in=pause,
-                stack=stack or failure.get("trace", ""),
+                stack=stack,
             )
         )
 
     def _give_up(self, failure: dict[str, Any], reason: str, stack: str) -> None:
         """The start has failed: end with what the last worker said."""
-        trace = failure.get("trace", "") or stack
-        self._error = LongshoreError(
-            f"{BRAKE} workers ended before they were ready, the last one: {reason}", hint=failure.get("hint", "")
-        )
-        if trace:
+        told = f"{BRAKE} workers ended before they were ready, the last one: {reason}"
+        # A mistake would be made again by every worker, and is told as without them.
+        is_mistake, hint = failure.get("is_mistake"), failure.get("hint", "")
+        self._error = ConfigError(reason, hint=hint) if is_mistake else LongshoreError(told, hint=hint)
+        if trace := failure.get("trace") or stack:
             self._error.add_note(trace)
         self.stop()
 

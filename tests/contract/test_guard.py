@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 
-from longshore import ConfigError, Limits, Lines, Timeouts
+from longshore import ClosedError, ConfigError, Limits, Lines, Timeouts
 from longshore.config import Proxy
 from longshore.events import ConnectionClosed, ConnectionOpened, ConnectionRejected, HandlerFailed, LimitNear
 from longshore.proxy import ProxyError, header
@@ -145,6 +146,43 @@ def test_a_full_server_that_evicts_makes_room_from_who_is_idle(together, serve):
             assert fresh.request(b"mine now") == b"mine now"
         assert idle.recv_until_closed() == b""
     assert server.events.wait_for(ConnectionClosed, lambda event: event.cause == "evicted")
+
+
+def test_nobody_is_evicted_for_who_may_not_come(together, serve):
+    limits = Limits(max_connections=1, overflow="evict-idle", deny=("127.0.0.7",))
+    server = serve(together, limits=limits)
+    with Client(server.url) as idle:
+        assert idle.request(b"hello") == b"hello"
+        with Client(server.url, source="127.0.0.7") as denied:
+            assert denied.recv_until_closed() == b""
+        assert server.events.wait_for(ConnectionRejected).limit == "deny"
+        assert idle.request(b"still here") == b"still here"
+        server.reconfigure(limits=replace(limits, max_connections_per_peer=1))
+        assert turned_away(server.url)
+        assert server.events.wait_for_count(ConnectionRejected, 2)[1].limit == "max_connections_per_peer"
+        assert idle.request(b"still here") == b"still here"
+
+
+def test_who_came_for_the_place_of_one_that_does_not_go_is_turned_away_in_the_end(longshore_server):
+    clung, may_go = threading.Event(), threading.Event()
+
+    def clings(connection):
+        try:
+            connection.readline()
+        except ClosedError:
+            clung.set()
+            may_go.wait()
+
+    limits = Limits(max_connections=1, overflow="evict-idle", farewell=b"sorry\n")
+    server = longshore_server(clings, strategy="threads", framing=Lines(), limits=limits)
+    with Client(server.url), Client(server.url) as fresh:
+        assert clung.wait(10)
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        assert fresh.recv_until_closed() == b"sorry\n"
+        may_go.set()
+        stopping.join()
+    assert server.events.wait_for(ConnectionRejected).limit == "max_connections"
 
 
 def test_a_full_server_that_pauses_serves_who_waits_once_there_is_room(together, serve):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from longshore import TLS, Lines
+from longshore import TLS, Limits, Lines
 from longshore.events import ConnectionClosed, HandlerFailed
 from longshore.testing import Client
 
@@ -130,6 +130,31 @@ def test_a_handshake_that_follows_at_once_loses_no_byte_or_is_refused(framed, up
                 break
             except ssl.SSLWantReadError:
                 incoming.write(client.recv())
+
+
+def test_handshakes_in_mid_conversation_count_too(framed, longshore_server, certificates, notes):
+    if framed.kind == "session" or framed.strategy in ("inline", "processes"):
+        pytest.skip("one at a time, or in a process of its own")
+    handler = speaks(certificates.server, notes)[framed.kind, framed.is_async]
+    server = longshore_server(handler, strategy=framed.strategy, framing=Lines(), limits=Limits(max_handshakes=1))
+    with Client(server.url) as first, Client(server.url) as second:
+        for client in (first, second):
+            greeted(framed, client)
+        assert first.request(b"STARTTLS") == b"220 go"
+        assert second.request(b"in clear") == b"250 in clear"
+        second.send(b"STARTTLS\n")
+        assert second.recv_until_closed() in (b"220 go\n", b"")
+        closed = server.events.wait_for(ConnectionClosed)
+        assert closed.cause == "limit"
+        assert "Limits.max_handshakes=1" in str(closed.error)
+        first.start_tls(certificates.client_context())
+        assert first.request(b"hello") == b"250 hello"
+        with Client(server.url) as third:
+            greeted(framed, third)
+            assert third.request(b"STARTTLS") == b"220 go"
+            third.start_tls(certificates.client_context())
+            assert third.request(b"hello") == b"250 hello"
+    assert server.events.of(HandlerFailed) == []
 
 
 @pytest.mark.slow

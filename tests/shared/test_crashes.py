@@ -62,6 +62,46 @@ def test_a_killed_holder_lets_go_at_once_and_the_next_one_knows(place, program):
     assert lock.fence > fence
 
 
+def test_a_local_holder_that_is_stopped_keeps_what_it_holds_and_goes_on_with_it():
+    with broker(), stopped_holder() as holder:
+        lock = shared.Lock("l")
+        assert not lock.acquire(timeout=0)
+        assert shared.Queue("q").qsize() == 0
+        with pytest.raises(queue.Empty):
+            shared.Queue("q").get(timeout=0)
+        holder.send_signal(signal.SIGCONT)
+        # It releases when it wakes, in order.
+        assert lock.acquire(timeout=10)
+        assert not lock.recovered
+        assert shared.Queue("q").join(timeout=10)
+
+
+def test_a_local_holder_that_is_killed_while_it_is_stopped_lets_go_at_once():
+    with broker(), stopped_holder() as holder:
+        lock = shared.Lock("l")
+        assert not lock.acquire(timeout=0)
+        holder.kill()
+        assert lock.acquire(timeout=5)
+        assert lock.recovered
+        assert shared.Queue("q").get(timeout=5) == "job"
+
+
+@contextlib.contextmanager
+def stopped_holder():
+    """A process with a lock and a delivery, stopped by SIGSTOP; when it goes on it gives both back."""
+    shared.Queue("q").put("job")
+    code = (
+        "import os, signal\nfrom longshore import shared\nl = shared.Lock('l'); l.acquire()\n"
+        "d = shared.Queue('q').get(ack=True)\nos.kill(os.getpid(), signal.SIGSTOP)\nd.ack(); l.release(); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        try:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            yield process
+        finally:
+            process.kill()
+
+
 def test_slots_and_deliveries_of_a_killed_process_come_back(place, program):
     shared.Queue("q").put("job")
     holder = program(
@@ -251,9 +291,10 @@ def test_garbage_from_one_client_harms_no_other():
         noisy.connect(str(made.directory / "socket"))
         noisy.sendall(encode_request(HELLO, 1, (made.directory / "key").read_bytes(), 0, 0, 0, ()))
         noisy.recv(1000)
-        noisy.sendall((40).to_bytes(4, "little") + random.Random(1).randbytes(40))
-        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            noisy.sendall((3).to_bytes(4, "little") + b"abc")
+        # At once, as the broker hangs up on the first of them.
+        garbage = (random.Random(1).randbytes(40), b"abc")
+        noisy.sendall(b"".join(len(part).to_bytes(4, "little") + part for part in garbage))
+        with contextlib.suppress(ConnectionResetError):
             while noisy.recv(1000):
                 pass
         assert shared.Counter("c").add() == 1

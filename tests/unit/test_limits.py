@@ -25,15 +25,19 @@ def test_a_gate_without_a_maximum_is_never_full():
     assert not gate.full
 
 
-def test_a_gate_tells_once_that_it_is_at_eighty_percent_and_again_after_it_was_below():
+def test_a_gate_tells_once_that_it_is_at_eighty_percent_and_again_after_it_was_far_below():
     told = []
     gate = Gate("places", 10, lambda *facts: told.append(facts))
-    for _ in range(10):
+    for _ in range(7):
         gate.enter()
-    assert told == [("places", 8, 10)]
-    for _ in range(3):
+    for _ in range(20):
+        gate.enter()
         gate.leave()
-    gate.enter()
+    assert told == [("places", 8, 10)]
+    for _ in range(2):
+        gate.leave()
+    for _ in range(3):
+        gate.enter()
     assert told == [("places", 8, 10), ("places", 8, 10)]
 
 

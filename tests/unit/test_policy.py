@@ -77,7 +77,14 @@ def test_a_peer_gate_tells_of_the_first_that_is_near_and_again_once_none_was():
     for key in (FIRST, SECOND):
         for _ in range(2):
             gate.leave(key)
-    gate.enter(SECOND)
+    for _ in range(20):
+        gate.enter(SECOND)
+        gate.leave(SECOND)
+    assert len(told) == 1
+    gate.leave(FIRST)
+    gate.leave(SECOND)
+    for _ in range(2):
+        gate.enter(SECOND)
     assert len(told) == 2
 
 

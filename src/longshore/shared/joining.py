@@ -2,12 +2,15 @@
 
 The only place that reads and writes `LONGSHORE_SHARED`.  A process that is told nothing starts a broker of its own when
 the first handle is used; what it starts afterwards finds the address in the environment, and the key beside the socket.
+A child of `multiprocessing` may come from a server that was started before, with the environment of then; such a child
+is told by what every process of that library inherits.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -37,7 +40,7 @@ _era = 0
 
 def current() -> Place:
     """The place of this process; joins the one of the environment, or starts one, if there is none yet."""
-    return _place if _place is not None else join(os.environ.get(VARIABLE))
+    return _place if _place is not None else join(_told())
 
 
 def joined() -> Place | None:
@@ -74,7 +77,7 @@ def join(url: str | None = None) -> Place:
                 hint="shared.leave() first; its handles then belong to the other place.",
             )
         if url in (None, "local://"):
-            url = os.environ.get(VARIABLE) if _broker is None else None
+            url = _told() if _broker is None else None
             if url is None:
                 url = _started().url
         scheme = str(url).partition("://")[0]
@@ -87,6 +90,7 @@ def join(url: str | None = None) -> Place:
         if os.environ.get(VARIABLE) != url:
             # Without a password, which the environment would tell to all that is started.
             os.environ[VARIABLE] = place.url
+        _inherited()[VARIABLE] = os.environ[VARIABLE]
         return _place
 
 
@@ -105,8 +109,21 @@ def leave() -> None:
         if place is not None:
             place.close()
             os.environ.pop(VARIABLE, None)
+            _inherited().pop(VARIABLE, None)
         if broker is not None:
             broker.stop()
+
+
+def _told() -> str | None:
+    """The place of whoever has started this process, if there is one."""
+    return _inherited().get(VARIABLE) or os.environ.get(VARIABLE)
+
+
+def _inherited() -> dict[str, Any]:
+    """What processes that `multiprocessing` starts have from this one; not loaded, it has started nothing yet."""
+    process = sys.modules.get("multiprocessing.process")
+    config: dict[str, Any] = {} if process is None else process.current_process()._config
+    return config
 
 
 def own_broker() -> OwnBroker | None:

@@ -80,9 +80,10 @@ class _Channel:
 
     def _asked(self, verb: int, key: bytes, holder: int, number: int, timeout: float | None, fields: Any) -> Reply:
         name = next(self._ids) & 0xFFFFFFFF or next(self._ids)
+        request = encode_request(verb, name, key, holder, number, timeout, fields)
         self.busy = True
         try:
-            self.send(encode_request(verb, name, key, holder, number, timeout, fields))
+            self.send(request)
             return self._await(name)
         except BaseException as error:
             if not isinstance(error, (BrokerLost, InternalError)):

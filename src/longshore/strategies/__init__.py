@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from longshore.events import Event
     from longshore.framing import Framing
     from longshore.handlers import Handler
+    from longshore.links import Link
     from longshore.reactor.portable import PortableReactor
     from longshore.strategies.lineage import Lineage
 
@@ -65,8 +66,11 @@ class Host(Protocol):
     def take_place(self) -> bool:
         """Take a place of the strategy's own bound for something that is no connection; False if there is none."""
 
+    def take_handshake(self) -> bool:
+        """A TLS handshake is about to begin; False if it must not.  From any thread."""
+
     def handshake_over(self) -> None:
-        """A TLS handshake is through."""
+        """A TLS handshake is through.  From any thread."""
 
     def calling(self) -> Any:
         """A context manager: on this thread, what runs inside is one of the server's own calls."""
@@ -157,7 +161,7 @@ class Session:
         """The connection is ready for its handler."""
         self.is_open = True
         self.tls = tls
-        self._handshake_over()
+        self.handshake_over()
         self.host.emit(
             ConnectionOpened(id=self.connection.id, peer=self.peer, local=self.local, tls=tls, via=self.connection.via),
         )
@@ -186,7 +190,26 @@ class Session:
         """Whether both have ended."""
         return self._ended
 
-    def _handshake_over(self) -> None:
+    def handshake_begins(self, link: Link) -> None:
+        """The handler asks for a TLS handshake on its `link` (`start_tls`): count it; from any thread.
+
+        Raises:
+            LimitExceeded: there are too many, and the connection ends.
+        """
+        if self.handshaking:
+            return
+        if not self.host.take_handshake():
+            error = LimitExceeded(
+                f"{self.peer} was to begin a TLS handshake while "
+                f"Limits.max_handshakes={self.host.limits.max_handshakes} others went on",
+                hint="Raise it where the processor is not what is short.",
+            )
+            link.close("limit", error)
+            raise error
+        self.handshaking = True
+
+    def handshake_over(self) -> None:
+        """It is through, or the connection has ended."""
         if self.handshaking:
             self.handshaking = False
             self.host.handshake_over()
@@ -195,7 +218,7 @@ class Session:
         if self._gone is None or self.handler_running or self._ended:
             return
         self._ended = True
-        self._handshake_over()
+        self.handshake_over()
         cause, error = self._gone
         if self._failure is not None and (cause == "finished" or error is None):
             cause, error = self._failure

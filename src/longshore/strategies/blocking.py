@@ -83,6 +83,7 @@ class BlockingSession(Session):
         request = guarded(sock, self.guard, tls)
         self.link = self.make_link(request)
         self.link.finish_later = self._finish_later
+        self.link.session = self
         self.connection = self.connection_class(self.link, peer=peer, local=local, server=host.facade)
 
     #: Exceptions with which a handler may end that are no failure of it.

@@ -26,27 +26,25 @@ __all__ = ("ReactorStrategy",)
 class _MessageLink(StreamLink):
     """The sink of one stream; its messages need no telling, as the stream dispatches them."""
 
-    def __init__(self, session: _MessageSession) -> None:
-        super().__init__()
-        self._session = session
+    session: _MessageSession
 
     def opened(self) -> None:
         super().opened()
-        self._session.ready()
+        self.session.ready()
 
     def idled(self) -> None:
-        self._session.idled()
+        self.session.idled()
 
     def closed(self, cause: str, error: BaseException | None) -> None:
         super().closed(cause, error)
-        self._session.stream_closed(cause, error)
+        self.session.stream_closed(cause, error)
 
 
 class _MessageSession(StreamSession):
     """One connection and its message handler; the receiver of what is unusual about its messages."""
 
     def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
-        super().__init__(host, sock, peer, local, tls, _MessageLink(self))
+        super().__init__(host, sock, peer, local, tls, _MessageLink())
         #: The `MessageHandler`; None for a function, which has no hooks.
         self._handler: Any = None
         self._started = False
@@ -73,10 +71,12 @@ class _MessageSession(StreamSession):
 
     def stream_closed(self, cause: str, error: BaseException | None) -> None:
         """The stream is gone."""
-        if self._handler is not None:
-            ended_in_order = cause in ("finished", "peer closed", "drained")
-            self._guarded(self._handler.disconnected, None if ended_in_order else error)
-        self.gone(cause, error)
+        try:
+            if self._handler is not None:
+                ended_in_order = cause in ("finished", "peer closed", "drained")
+                self._guarded(self._handler.disconnected, None if ended_in_order else error)
+        finally:
+            self.gone(cause, error)
 
     # -- told by the stream's dispatch -----------------------------------------------------------------
 

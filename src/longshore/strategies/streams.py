@@ -38,6 +38,7 @@ class StreamSession(Session):
 
             session = TLSSession(tls, server_side=True)
         self.link = link
+        link.session = self
         stream = host.reactor.stream(
             sock,
             peer,

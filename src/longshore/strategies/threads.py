@@ -99,9 +99,7 @@ def _inside(host: Host, function: Callable[..., Any], *args: Any) -> Any:
 class _PooledLink(StreamLink):
     """A stream's sink that wakes the threads which wait on the connection, then tells the session."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.session: _PooledSession = None  # type: ignore[assignment]  # set before the stream starts
+    session: _PooledSession
 
     def opened(self) -> None:
         """The stream is ready."""
@@ -134,7 +132,6 @@ class _PooledSession(StreamSession):
     def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, crew: Crew) -> None:
         link = _PooledLink()
         super().__init__(host, sock, peer, local, tls, link)
-        link.session = self
         # A reply is sent when it is there: the next message is another thread's, and may take its time.
         self.stream.coalescing = False
         self._link = link
