@@ -18,6 +18,7 @@ __all__ = [
     "Datagrams",
     "Done",
     "Framing",
+    "Ledger",
     "Lines",
     "Origin",
     "Reactor",
@@ -91,6 +92,18 @@ class Framing:
 
     def decode(self, pieces: list[bytes], ends: bool) -> tuple[list[bytes], bool, int]:
         """The messages in `pieces`, fed one after the other; whether all went well; how many bytes are left."""
+
+@final
+class Ledger:
+    """The ledger of lent locks, on shared memory; as `longshore.shared.ledger.Ledger`."""
+
+    def __new__(cls, memory: Any) -> Ledger: ...
+    def next_fence(self) -> int: ...
+    def lend(self, slot: int, client: int, holder: int) -> None: ...
+    def take_back(self, slot: int) -> int: ...
+    def holder(self, slot: int) -> int: ...
+    def take(self, slot: int, client: int, holder: int, socket: int) -> int: ...
+    def give(self, slot: int, client: int, holder: int, socket: int) -> int: ...
 
 @final
 class Lines:

@@ -50,8 +50,32 @@ while True:
 """
 
 
-def start() -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+#: Takes a lock in bursts, alone or against others, and counts in memory that only the lock protects.
+BURSTS = """
+import mmap, os, random, struct, sys, time
+from longshore import shared
+memory = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 16)
+rng, lock, count = random.Random(int(sys.argv[2])), shared.Lock("bursts"), struct.Struct("QQ")
+print("ready", flush=True)
+for _ in range(int(sys.argv[3])):
+    for _ in range(rng.choice((1, 2, 5, 50))):
+        with lock:
+            before, fence = count.unpack_from(memory)
+            if lock.fence <= fence:
+                sys.exit(f"fence {lock.fence} after {fence}")
+            if rng.random() < 0.02:
+                os.sched_yield()
+            count.pack_into(memory, 0, before + 1, lock.fence)
+            print(end="x")
+    time.sleep(rng.choice((0, 0, 0.0005)))
+print(flush=True)
+"""
+
+
+def start(program=WORKER, *arguments) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     process.stdout.readline()
     return process
 
@@ -100,6 +124,18 @@ def test_workers_killed_at_random_points_strand_nobody_and_lose_nothing(joined):
     finally:
         for worker in workers:
             end(worker)
+
+
+def test_no_turn_is_lost_of_a_lock_that_is_lent_and_taken_back_again_and_again(joined, tmp_path):
+    memory = tmp_path / "memory"
+    memory.write_bytes(bytes(16))
+    turns = 0
+    programs = [start(BURSTS, str(memory), str(seed), str(ROUNDS)) for seed in range(3)]
+    for program in programs:
+        output, _ = program.communicate()
+        assert program.returncode == 0
+        turns += output.count(b"x")
+    assert int.from_bytes(memory.read_bytes()[:8], sys.byteorder) == turns
 
 
 def wait(function, heard: list[float]) -> None:

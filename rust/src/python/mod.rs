@@ -8,6 +8,7 @@ mod cell;
 mod datagrams;
 mod dispatch;
 mod input;
+mod ledger;
 mod reactor;
 mod reactor_methods;
 mod sender;
@@ -49,6 +50,8 @@ mod _native {
     use super::datagrams::Datagrams;
     #[pymodule_export]
     use super::input::{Framing, Lines};
+    #[pymodule_export]
+    use super::ledger::Ledger;
     #[pymodule_export]
     use super::reactor::Reactor;
     #[pymodule_export]

@@ -24,7 +24,8 @@ from longshore.handlers import MessageHandler
 from longshore.owners import credentials_of
 from longshore.server import Server
 from longshore.shared.core import Core
-from longshore.shared.places import MAX_ITEM, Status
+from longshore.shared.ledger import forget_ledgers, make_ledger
+from longshore.shared.places import FENCE_BITS, MAX_ITEM, Status
 from longshore.shared.wire import FRAMING, HELLO, TELL, Request, encode_reply
 
 if TYPE_CHECKING:
@@ -195,9 +196,9 @@ class _Session(MessageHandler):
             figures = (self.desk.requests, *core.figures)
             return encode_reply(request.id, Status.OK, core.epoch, [b"%d" % figure for figure in figures])
         self.trusted = True
-        core.client_came(self)
+        number = core.client_came(self)
         self.desk.processes.add(self.pid, self)
-        return encode_reply(request.id, Status.OK, core.epoch, (b"%d" % core.max_item,))
+        return encode_reply(request.id, Status.OK, core.epoch, (b"%d" % core.max_item, b"%d" % number))
 
     def post(self, message: bytes) -> None:
         """Send a reply that somebody else has caused."""
@@ -257,7 +258,8 @@ def main(arguments: list[str] | None = None) -> None:
         # It is no child of its owner's, whose children are counted and waited for by others.
         os._exit(0)
     directory: Path = options.directory
-    core = Core(_next_epoch(directory), options.max_item)
+    epoch = _next_epoch(directory)
+    core = Core(epoch, options.max_item, ledger=make_ledger(directory, epoch, epoch << FENCE_BITS))
     desk = _Desk(core, (directory / "key").read_bytes())
     handler = type("Broker", (_Session,), {"desk": desk})
     server = Server(
@@ -287,6 +289,7 @@ def _serve(server: Server, options: argparse.Namespace) -> None:
     server.wait_stopped()
     for name in ("key", "epoch"):
         (options.directory / name).unlink(missing_ok=True)
+    forget_ledgers(options.directory)
     try:
         options.directory.rmdir()
     except OSError:

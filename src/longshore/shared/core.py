@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Any
 
+from longshore.shared.ledger import SLOTS, PlainLedger
 from longshore.shared.machines.locks import ConditionMachine, LockMachine, SemaphoreMachine
 from longshore.shared.machines.queues import PipeMachine, QueueMachine
 from longshore.shared.machines.signals import BarrierMachine, EventMachine
@@ -24,6 +25,7 @@ from longshore.shared.wire import CANCEL, END, Request, encode_reply
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from longshore.shared.ledger import Ledger
     from longshore.shared.machines import Line, Machine
 
 __all__ = ("MAX_NAMES", "Core", "Owner")
@@ -72,9 +74,13 @@ class Owner:
 class _Client:
     """What the core knows of a client."""
 
-    __slots__ = ("owners", "waits", "watchers")
+    __slots__ = ("lent", "number", "owners", "waits", "watchers")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        #: What it is called in the ledger.
+        self.number = number
+        #: The locks that are lent to it.
+        self.lent: dict[LockMachine, None] = {}
         self.owners: dict[int, Owner] = {}
         self.waits: dict[int, Request] = {}
         self.watchers: dict[Machine, None] = {}
@@ -83,13 +89,19 @@ class _Client:
 class Core:
     """All objects of one place."""
 
-    def __init__(self, epoch: int, max_item: int = MAX_ITEM, max_names: int = MAX_NAMES) -> None:
+    def __init__(
+        self, epoch: int, max_item: int = MAX_ITEM, max_names: int = MAX_NAMES, ledger: Ledger | None = None
+    ) -> None:
         self.epoch = epoch
         self.max_item = max_item
         self.max_names = max_names
         #: Replies that have not been taken: the client, and the message.
         self.effects: list[tuple[Any, bytes]] = []
-        self._fence = epoch << FENCE_BITS
+        #: Whether locks may be lent.
+        self.lends = ledger is not None
+        self.ledger: Ledger = PlainLedger(epoch << FENCE_BITS) if ledger is None else ledger
+        self._slots = 0
+        self._came = 0
         self._number = 0
         self._clients: dict[object, _Client] = {}
         self._machines: dict[bytes, Machine] = {}
@@ -104,15 +116,20 @@ class Core:
 
     # -- the host's side -----------------------------------------------------------------------------------
 
-    def client_came(self, client: object) -> None:
-        """There is a new client."""
-        self._clients[client] = _Client()
+    def client_came(self, client: object) -> int:
+        """There is a new client; its number in the ledger."""
+        self._came += 1
+        self._clients[client] = _Client(self._came)
+        return self._came
 
     def client_gone(self, client: object) -> None:
         """A client is gone: what it held is released, what it waited for is left."""
-        known = self._clients.pop(client, None)
+        known = self._clients.get(client)
         if known is None:
             return
+        for machine in list(known.lent):
+            machine.take_back()
+        del self._clients[client]
         waiting = [request for request in known.waits.values() if request.line is not None]
         for request in waiting:
             self._take_out(request)
@@ -120,8 +137,8 @@ class Core:
             request.machine.left(request, None)  # type: ignore[attr-defined]
         for owner in known.owners.values():
             self._release(owner)
-        for machine in known.watchers:
-            machine.client_gone(client)
+        for watcher in known.watchers:
+            watcher.client_gone(client)
 
     @property
     def figures(self) -> tuple[int, int, int]:
@@ -223,10 +240,29 @@ class Core:
         """Tell `machine` when the client is gone."""
         self._clients[client].watchers[machine] = None
 
-    def next_fence(self) -> int:
-        """A number higher than all before."""
-        self._fence += 1
-        return self._fence
+    def lend(self, request: Request, machine: LockMachine) -> bool:
+        """Lend a lock to who asks, and holds it from now on; whether that can be done."""
+        if not machine.slot:
+            if self._slots >= SLOTS - 1:
+                return False
+            self._slots += 1
+            machine.slot = self._slots
+        known = self._clients[request.client]
+        known.lent[machine] = None
+        self.ledger.lend(machine.slot, known.number, request.holder)
+        return True
+
+    def take_back(self, client: object, machine: LockMachine) -> Owner | None:
+        """Lend a lock no more; who holds it."""
+        known = self._clients[client]
+        del known.lent[machine]
+        holder = self.ledger.take_back(machine.slot)
+        if not holder:
+            return None
+        owner = known.owners.get(holder)
+        if owner is None:
+            owner = known.owners[holder] = Owner(client, holder)
+        return owner
 
     def next_number(self) -> int:
         """A number that no other has."""
@@ -284,7 +320,11 @@ class Core:
             waiting.machine.left(waiting, Status.CANCELLED)  # type: ignore[attr-defined]
 
     def _end(self, request: Request) -> None:
-        owner = self._clients[request.client].owners.pop(request.holder, None)
+        known = self._clients[request.client]
+        for machine in list(known.lent):
+            if self.ledger.holder(machine.slot) == request.holder:
+                machine.take_back()
+        owner = known.owners.pop(request.holder, None)
         if owner is not None:
             waiting = [other for other in owner.waits if other.line is not None]
             for other in waiting:

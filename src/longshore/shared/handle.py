@@ -127,7 +127,7 @@ class Handle:
         return place
 
     def _bind(self, place: Place) -> Place:
-        reply = waiting.ask(place, Verb.DECLARE, self._key, 0, 0, (self._parameters,), f"{self.kind}.declare")
+        reply = waiting.ask(place, Verb.DECLARE, self._key, 0, 0, (self._parameters,), self._what)
         if reply.status != Status.OK:
             if reply.status == Status.CONFLICT:
                 self._conflict(reply.fields[0])
@@ -149,7 +149,7 @@ class Handle:
     def _ask(self, verb: int, number: int = 0, fields: tuple[bytes, ...] = (), holder: int = 0) -> Reply:
         """Have a verb done that does not wait."""
         place = self._at()
-        return self._checked(waiting.ask(place, verb, self._key, holder, number, fields, self._what(verb)))
+        return self._checked(waiting.ask(place, verb, self._key, holder, number, fields, self._what))
 
     def _wait(
         self,
@@ -163,7 +163,7 @@ class Handle:
         place = self._at()
         if holder is None:
             holder = runs.current().number
-        return self._checked(waiting.wait(place, verb, self._key, holder, number, timeout, fields, self._what(verb)))
+        return self._checked(waiting.wait(place, verb, self._key, holder, number, timeout, fields, self._what))
 
     async def _await(
         self,
@@ -186,6 +186,7 @@ class Handle:
             place.tell(verb, self._key, holder, number, fields)
 
     def _what(self, verb: int) -> str:
+        """The method that asks for `verb`, as a message about it says."""
         return f"{self.kind}.{_METHODS.get(verb, 'wait')}"
 
     def _checked(self, reply: Reply) -> Reply:
@@ -200,6 +201,7 @@ class Handle:
 
 
 _METHODS: dict[int, str] = {
+    Verb.DECLARE: "declare",
     Verb.ACQUIRE: "acquire",
     Verb.PUT: "put",
     Verb.GET: "get",

@@ -5,6 +5,8 @@ other thread between.  So a thread that ends takes what it holds along, a blocke
 one thread are done in order.  Where a greenlet or a task waits, the thread's reactor or loop watches the channel.
 
 A channel that is busy (a signal handler, or a finaliser, came between) is left alone: another is opened meanwhile.
+
+A lock that is lent to a channel is taken and given back in the memory that it shares with the broker (`ledger.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from weakref import WeakSet
 
 from longshore import runs
 from longshore.errors import BrokerLost, ClosedError, ConfigError, InternalError
-from longshore.shared.places import Reply, Status
+from longshore.shared.ledger import Ledger, open_ledger
+from longshore.shared.places import Reply, Status, Verb
 from longshore.shared.undoing import undo
 from longshore.shared.wire import CANCEL, END, HELLO, encode_request, read_reply
 
@@ -34,8 +37,12 @@ if TYPE_CHECKING:
 __all__ = ("LocalPlace",)
 
 _LENGTH = struct.Struct("<I")
-#: Bytes read at once.
-_CHUNK = 65536
+#: Bytes read at once: what nearly any reply fits into, and what the rest of a longer one comes in.  Python allocates
+#: as much as may come, which is costly beyond the first.
+_REPLY, _CHUNK = 4096, 1 << 18
+_ACQUIRE, _RELEASE = int(Verb.ACQUIRE), int(Verb.RELEASE)
+#: Made a plain number once: adding flags is a search in an enumeration.
+_AT_ONCE = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 #: Seconds that connecting and the greeting may take.
 _GREETING = 10.0
 #: Seconds that whoever joins waits for a broker that is being started again, and the pauses in which it looks.  A
@@ -57,6 +64,9 @@ class _Channel:
         self._backlog: deque[bytes] = deque()
         self._sending = False
         self._unwatch: Callable[[], object] | None = None
+        #: What it is called in the ledger, and the words of the locks that were lent to it.
+        self.number = 0
+        self._lent: dict[bytes, int] = {}
         self.busy = False
         place.channels.add(self)
 
@@ -64,6 +74,11 @@ class _Channel:
 
     def ask(self, verb: int, key: bytes, holder: int, number: int, timeout: float | None, fields: Any) -> Reply:
         """Have a verb done, and block for its reply."""
+        if verb == _ACQUIRE:
+            return self._taken(key, holder) or self._noted(key, self._asked(verb, key, holder, 1, timeout, fields))
+        return self._asked(verb, key, holder, number, timeout, fields)
+
+    def _asked(self, verb: int, key: bytes, holder: int, number: int, timeout: float | None, fields: Any) -> Reply:
         name = next(self._ids) & 0xFFFFFFFF or next(self._ids)
         request = encode_request(verb, name, key, holder, number, timeout, fields)
         self.busy = True
@@ -77,6 +92,44 @@ class _Channel:
         finally:
             self.busy = False
 
+    # -- locks that are lent ---------------------------------------------------------------------------------
+
+    def _taken(self, key: bytes, holder: int) -> Reply | None:
+        """Take a lock that is lent; None if the broker must be asked."""
+        slot = self._lent.get(key)
+        ledger = self.place.ledger
+        if slot is None or ledger is None:
+            return None
+        fence = ledger.take(slot, self.number, holder, self.socket.fileno())
+        if fence > 0:
+            return Reply(Status.OK, fence, ())
+        del self._lent[key]
+        if fence < 0:
+            raise self.lost(None)
+        return None
+
+    def give(self, key: bytes, holder: int) -> bool:
+        """Let go of a lock that is lent; False if the broker must be told."""
+        slot = self._lent.get(key)
+        ledger = self.place.ledger
+        if slot is None or ledger is None:
+            return False
+        given = ledger.give(slot, self.number, holder, self.socket.fileno())
+        if given > 0:
+            return True
+        del self._lent[key]
+        if given < 0:
+            raise self.lost(None)
+        return False
+
+    def _noted(self, key: bytes, reply: Any) -> Any:
+        """Note that a lock is lent, where the reply says so."""
+        if not isinstance(reply, BaseException) and len(reply.fields) == 2 and reply.status == Status.OK:
+            self._lent[key] = int(reply.fields[1])
+        return reply
+
+    # -- verbs, on the way ------------------------------------------------------------------------------------
+
     def _interrupted(self, name: int, verb: int, key: bytes, holder: int, number: int, fields: Any) -> None:
         """Take back what was asked, as nobody waits for it any more."""
         with contextlib.suppress(BrokerLost):
@@ -86,9 +139,10 @@ class _Channel:
     def _await(self, name: int) -> Reply:
         receive = self.socket.recv
         buffer = self._buffer
+        size = _REPLY
         while True:
             try:
-                data = receive(_CHUNK)
+                data = receive(size)
             except BlockingIOError:
                 # uvloop makes the descriptors that it watches non-blocking, for good.
                 self._until_readable()
@@ -105,6 +159,7 @@ class _Channel:
                 self._arrived(found, reply)
             else:
                 buffer += data
+                size = _CHUNK
                 self._cut()
             if name in self._replies:
                 return self._replies.pop(name)
@@ -117,6 +172,16 @@ class _Channel:
     def start(self, done: Any, verb: int, key: bytes, holder: int, number: int, timeout: Any, fields: Any) -> int:
         """Have a verb done, and call `done` with what comes of it."""
         name = next(self._ids) & 0xFFFFFFFF or next(self._ids)
+        if verb == _ACQUIRE:
+            taken = self._taken(key, holder)
+            if taken is not None:
+                done(taken)
+                return name
+            asker, number = done, 1
+
+            def done(reply: Reply | BaseException) -> None:
+                asker(self._noted(key, reply))
+
         self._waiting[name] = done
         try:
             self.send(encode_request(verb, name, key, holder, number, timeout, fields))
@@ -138,23 +203,20 @@ class _Channel:
             return
         self._sending = True
         try:
-            self._send(frame)
+            try:
+                sent = self.socket.send(frame, _AT_ONCE)
+            except BlockingIOError:
+                sent = 0
+            if sent != len(frame):
+                self._send_rest(memoryview(frame)[sent:])
             while self._backlog:
-                self._send(self._backlog.popleft())
+                self._send_rest(memoryview(self._backlog.popleft()))
         except OSError as error:
             raise self.lost(error) from error
         finally:
             self._sending = False
 
-    def _send(self, frame: bytes) -> None:
-        sent = 0
-        try:
-            sent = self.socket.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            pass
-        if sent == len(frame):
-            return
-        rest = memoryview(frame)[sent:]
+    def _send_rest(self, rest: memoryview) -> None:
         poll = select.poll()
         poll.register(self.socket, select.POLLIN | select.POLLOUT)
         while rest:
@@ -168,7 +230,7 @@ class _Channel:
                 self._cut()
             if ready & (select.POLLOUT | select.POLLERR):
                 with contextlib.suppress(BlockingIOError):
-                    rest = rest[self.socket.send(rest, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+                    rest = rest[self.socket.send(rest, _AT_ONCE) :]
 
     # -- replies ---------------------------------------------------------------------------------------------
 
@@ -288,6 +350,7 @@ class LocalPlace:
             ) from error
         self.epoch = 0
         self.max_item = 0
+        self.ledger: Ledger | None = None
         #: Until when somebody is waited for who serves there.
         self._patience = time.monotonic() + _RETURN
         self.channels: WeakSet[_Channel] = WeakSet()
@@ -327,7 +390,9 @@ class LocalPlace:
 
     def tell(self, verb: int, key: bytes, holder: int = 0, number: int = 0, fields: Any = ()) -> None:
         """See `Place.tell`."""
-        self._channel(calm=False).send(encode_request(verb, 0, key, holder, number, 0, fields))
+        channel = self._channel(calm=False)
+        if verb != _RELEASE or not channel.give(key, holder):
+            channel.send(encode_request(verb, 0, key, holder, number, 0, fields))
 
     def end(self, holder: int) -> None:
         """See `Place.end`."""
@@ -386,8 +451,11 @@ class LocalPlace:
         if self.epoch not in (0, reply.number):
             channel.close(BrokerLost("another broker"))
             raise self.lose(None)
-        self.epoch = reply.number
-        self.max_item = int(reply.fields[0])
+        if self.epoch == 0:
+            self.epoch = reply.number
+            self.max_item = int(reply.fields[0])
+            self.ledger = open_ledger(Path(self.path).parent, self.epoch)
+        channel.number = int(reply.fields[1])
         return channel
 
     def lose(self, error: BaseException | None) -> BrokerLost:

@@ -71,7 +71,8 @@ class Verb(IntEnum):
 
     # Locks (Lock, RLock, Condition) and Semaphore.  ACQUIRE waits -> number: the fence (0 for a semaphore); field 0 is
     # b"1" if the holder before has ended without releasing, else absent.  A nested acquire of an RLock never comes
-    # here: it is counted in the handle.  undo: RELEASE.
+    # here: it is counted in the handle.  undo: RELEASE.  (Between the local place and its broker: number 1 if the lock
+    # may be lent, see `ledger.py` -> field 1: its word, in decimal, if it is.)
     # RELEASE is told, not asked: the handle has checked that the holder has it; from anybody else it does nothing.
     # A semaphore of no slots is a signal: anybody's RELEASE adds one, and ACQUIRE takes one, which is no holding.
     # LOCKED -> number 1 if somebody holds it; for a semaphore the free slots.

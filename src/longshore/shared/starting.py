@@ -22,6 +22,9 @@ from longshore.shared.places import MAX_ITEM
 
 __all__ = ("Broker", "start_broker")
 
+#: Seconds that it may take to come up.
+_UP = 30.0
+
 
 class Broker:
     """A broker that this process owns.
@@ -59,8 +62,9 @@ class Broker:
     def _start(self) -> None:
         """Have a process come up.
 
-        It lives as long as this one holds `_lifeline`, and for as long nothing can be read from `_ended`, whose other
-        end is its alone.
+        It lives as long as this one holds `_lifeline`, and nothing can be read from `_ended` before it is over: the
+        other end of that pipe is its alone.  A pidfd takes its place where there are some, as a process that dies
+        closes one descriptor after the other, and nobody must be served by the next broker before it has closed all.
         """
         lifeline, self._lifeline = os.pipe()
         self._ended, ready = os.pipe()
@@ -82,7 +86,13 @@ class Broker:
         finally:
             os.close(lifeline)
             os.close(ready)
-        up = os.read(self._ended, 32)
+        # What has hung says no more than what has died.
+        poll = select.poll()
+        poll.register(self._ended, select.POLLIN)
+        up = os.read(self._ended, 32) if poll.poll(_UP * 1000) else b""
+        if not up:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
         if not up:
             self._forget()
@@ -90,6 +100,10 @@ class Broker:
                 f"the broker in {self.directory} did not come up (exit {code})", hint="Its standard error says why."
             )
         self.pid = int(up)
+        with contextlib.suppress(OSError, AttributeError):
+            pidfd = os.pidfd_open(self.pid)
+            os.close(self._ended)
+            self._ended = pidfd
 
     def fileno(self) -> int:
         """A descriptor that is readable once it has ended; -1 where there is none."""

@@ -15,6 +15,8 @@ from longshore.shared.places import Verb
 from longshore.shared.undoing import undo
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from longshore.shared.places import Place, Reply
 
 __all__ = ("ask", "await_reply", "wait")
@@ -23,8 +25,16 @@ __all__ = ("ask", "await_reply", "wait")
 _TWINS = {"Event.wait": "await_set", "Condition.wait": "await_notified", "Barrier.wait": "await_all"}
 
 
-def ask(place: Place, verb: int, key: bytes, holder: int, number: int, fields: tuple[bytes, ...], what: str) -> Reply:
-    """Have a verb done that does not wait.
+def ask(
+    place: Place,
+    verb: int,
+    key: bytes,
+    holder: int,
+    number: int,
+    fields: tuple[bytes, ...],
+    what: Callable[[int], str],
+) -> Reply:
+    """Have a verb done that does not wait; `what(verb)` is what the caller calls it.
 
     Raises:
         WouldBlock: the place takes its time, and this thread has none.
@@ -42,7 +52,7 @@ def wait(
     number: int,
     timeout: float | None,
     fields: tuple[bytes, ...],
-    what: str,
+    what: Callable[[int], str],
 ) -> Reply:
     """Have a verb done that may wait: block the thread, or park the greenlet.
 
@@ -55,14 +65,15 @@ def wait(
     if parking is not None:
         return _park(parking, place, verb, key, holder, number, timeout, fields)
     if runs.running_loop() is not None:
-        name, _, method = what.rpartition(".")
-        twin = f"await {name}.{_TWINS.get(what, 'a' + method)}()"
+        called = what(verb)
+        name, _, method = called.rpartition(".")
+        twin = f"await {name}.{_TWINS.get(called, 'a' + method)}()"
         if method == "acquire":
             twin = f"`async with`, or {twin}"
-        raise WouldBlock(f"{what}() could wait, and this thread runs an event loop", hint=f"Take {twin}.")
+        raise WouldBlock(f"{called}() could wait, and this thread runs an event loop", hint=f"Take {twin}.")
     if runs.reactor() is not None:
         raise WouldBlock(
-            f"{what}() could wait, and this thread turns a reactor",
+            f"{what(verb)}() could wait, and this thread turns a reactor",
             hint='Serve with strategy="threads" or "green", or call it with timeout=0.',
         )
     return place.ask(verb, key, holder, number, timeout, fields)

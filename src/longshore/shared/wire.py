@@ -30,8 +30,9 @@ __all__ = (
     "read_reply",
 )
 
-#: Verbs of the connection itself.  HELLO: the secret -> the epoch, and the largest item in decimal.  CANCEL: the id as
-#: number.  END: the holder.  TELL, in the place of HELLO: the secret -> what `figures.py` names, in decimal.
+#: Verbs of the connection itself.  HELLO: the secret -> the epoch; in decimal, the largest item and the client's number
+#: in the ledger.  CANCEL: the id as number.  END: the holder.  TELL, in the place of HELLO: the secret -> what
+#: `figures.py` names, in decimal.
 HELLO, CANCEL, END, TELL = 200, 201, 202, 203
 #: What cuts the messages.
 FRAMING = LengthPrefixed(size=4, byteorder="little", max_size=(1 << 30))

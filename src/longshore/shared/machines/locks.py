@@ -15,10 +15,22 @@ __all__ = ("ConditionMachine", "LockMachine", "SemaphoreMachine")
 
 
 class LockMachine(Machine):
-    """One holder at a time; a `Lock` and an `RLock` alike, as nested holding is counted by the client."""
+    """One holder at a time; a `Lock` and an `RLock` alike, as nested holding is counted by the client.
+
+    One that a client acquires twice in a row, with nobody waiting, is lent to it (`ledger.py`): who holds it stands in
+    the ledger until it is taken back, which each verb does first.
+    """
+
+    can_be_lent = True
 
     def __init__(self, core: Core, parameters: bytes) -> None:
         super().__init__(core, parameters)
+        #: Its word in the ledger, 0 if it has none yet.
+        self.slot = 0
+        #: The client that it is lent to; then it has no owner, and nobody waits.
+        self.lent: object = None
+        #: Which client acquired it last; only a guess, so that its identity is enough.
+        self._last = 0
         self.owner: Owner | None = None
         self.waiters = Line()
         #: Whether the holder before has ended without releasing.
@@ -26,13 +38,17 @@ class LockMachine(Machine):
 
     def acquire(self, request: Request) -> None:
         """ACQUIRE."""
-        if self.owner is None:
-            self._grant(request)
-        else:
+        if self.lent is not None:
+            self.take_back()
+        if self.owner is not None:
             self.core.wait(request, self, self.waiters)
+        elif not (request.number and id(request.client) == self._last and self._lend(request)):
+            self._grant(request)
 
     def release(self, request: Request) -> None:
         """RELEASE."""
+        if self.lent is not None:
+            self.take_back()
         owner = self.owner
         if owner is not None and owner is self.core.known_owner(request):
             del owner.held[self]
@@ -41,7 +57,25 @@ class LockMachine(Machine):
 
     def locked(self, request: Request) -> None:
         """LOCKED."""
-        self.core.reply(request, Status.OK, self.owner is not None)
+        held = self.owner is not None or (self.lent is not None and self.core.ledger.holder(self.slot) > 0)
+        self.core.reply(request, Status.OK, held)
+
+    def take_back(self) -> None:
+        """Lend it no more."""
+        client, self.lent = self.lent, None
+        owner = self.owner = self.core.take_back(client, self)
+        if owner is not None:
+            owner.held[self] = True
+
+    def _lend(self, request: Request) -> bool:
+        """Grant it to who asks, and lend it."""
+        if not (self.can_be_lent and self.core.lends and self.core.lend(request, self)):
+            return False
+        self.lent = request.client
+        recovered = b"1" if self.recovered else b"0"
+        self.recovered = False
+        self.core.reply(request, Status.OK, self.core.ledger.next_fence(), (recovered, b"%d" % self.slot))
+        return True
 
     def released(self, owner: Owner, held: Any) -> None:
         """The holder has ended."""
@@ -59,7 +93,8 @@ class LockMachine(Machine):
     def _grant(self, request: Request) -> None:
         owner = self.owner = self.core.owner(request)
         owner.held[self] = True
-        self.core.reply(request, Status.OK, self.core.next_fence(), self._fields(request))
+        self._last = id(request.client)
+        self.core.reply(request, Status.OK, self.core.ledger.next_fence(), self._fields(request))
         self.recovered = False
 
     def _fields(self, request: Request) -> tuple[bytes, ...]:
@@ -68,6 +103,9 @@ class LockMachine(Machine):
 
 class ConditionMachine(LockMachine):
     """A lock, and those who let go of it until they are notified."""
+
+    #: Who waits and notifies must be the holder, which the broker has to know.
+    can_be_lent = False
 
     def __init__(self, core: Core, parameters: bytes) -> None:
         super().__init__(core, parameters)
