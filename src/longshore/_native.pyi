@@ -14,6 +14,7 @@ from longshore.config import Limits, Timeouts
 
 __all__ = [
     "Accepting",
+    "Arrival",
     "DONE",
     "Datagrams",
     "Done",
@@ -33,6 +34,20 @@ class Accepting:
     def __new__(cls, listener: Socket) -> Accepting: ...
     def accept(self) -> tuple[Socket, Any]:
         """The next connection, in non-blocking mode, and its peer's address; errors are the system's own."""
+
+@final
+class Arrival:
+    """A future, for one task, that a stream fulfils; made by a `Taking` whose input has not come."""
+
+    _asyncio_future_blocking: bool
+    @property
+    def _loop(self) -> Any: ...
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Any = None) -> None: ...
+    def cancel(self, msg: Any = None) -> bool: ...
+    def result(self) -> None: ...
+    def done(self) -> bool: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Let the task go on, now."""
 
 @final
 class Origin:

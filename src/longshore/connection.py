@@ -464,11 +464,12 @@ class _Writer(io.RawIOBase):
         return self._connection.fileno()
 
     def write(self, data: Any) -> int:
-        if type(data) is bytes:
-            self._connection.sendall(data)
+        connection = self._connection
+        # As `sendall`, without a frame of its own for each line.
+        if connection._cork is None and connection._link.output.offer(data):
             return len(data)
         with memoryview(data) as view:
-            self._connection.sendall(view)
+            connection.sendall(view)
             return view.nbytes
 
 

@@ -4,6 +4,7 @@
 //! Python.  Classes are frozen; what they hold of Python is in cells that are reached under Python's lock.
 
 mod acceptor;
+mod arrival;
 mod cell;
 mod datagrams;
 mod dispatch;
@@ -45,6 +46,8 @@ mod _native {
 
     #[pymodule_export]
     use super::acceptor::Accepting;
+    #[pymodule_export]
+    use super::arrival::Arrival;
     #[pymodule_export]
     use super::datagrams::Datagrams;
     #[pymodule_export]
