@@ -109,7 +109,7 @@ class Framing:
 
 @final
 class Lines:
-    """The lines that have come: it ends where the next one has not, or where the stream has ended."""
+    """The lines that have come: it ends where the next one has not, and goes on from there when that came."""
 
     def __iter__(self) -> Lines: ...
     def __next__(self) -> bytes: ...

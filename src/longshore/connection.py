@@ -34,6 +34,12 @@ FILE_LINE = 1 << 20
 class _Named:
     """What both kinds of connection have and nobody waits for."""
 
+    # Of the class, as few connections have one, and each place in all of them costs memory.
+    #: The proxy's address where there is one in between.
+    via: str | None = None
+    #: What that proxy has said (`longshore.proxy.Header`), TLS and names included; None without a proxy.
+    proxied: Any = None
+
     def __init__(self, link: Any, *, peer: str, local: str, server: Any = None, timeout: float | None = None) -> None:
         self._link: Link = link
         #: A number that no other connection of this process has.
@@ -42,10 +48,6 @@ class _Named:
         self.peer: str = peer
         #: Our own address as text.
         self.local: str = local
-        #: The proxy's address where there is one in between.
-        self.via: str | None = None
-        #: What that proxy has said (`longshore.proxy.Header`), TLS and names included; None without a proxy.
-        self.proxied: Any = None
         #: The server that accepted it; None on a client.
         self.server: Any = server
         #: Whether the server has asked its handlers to finish.
@@ -501,9 +503,13 @@ class _Reader(io.BufferedIOBase):
     def _arrivals(self) -> Iterator[Iterator[bytes]]:
         connection = self._connection
         link = connection._link
+        source: Any = None
         while True:
-            # Looked up again after each wait: `start_tls` may have put another input into its place.
-            yield link.input.lines(FILE_LINE)
+            # After a wait `start_tls` may have put another input into the place of the one before.
+            if link.input is not source:
+                source = link.input
+                lines = source.lines(FILE_LINE)
+            yield lines
             if link.input.ended and not link.input.unread:
                 return
             link.wait_input(connection._timeout)

@@ -65,7 +65,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        super::taking::give_slot(module.py());
+        super::taking::give_slots(module.py());
         module.add("DONE", super::taking::Done)
     }
 }

@@ -316,16 +316,37 @@ fn thrown(error: &Bound<'_, PyTuple>) -> PyResult<PyErr> {
     }
 }
 
-/// Let interpreters take the answer of a step as it is: without this slot, each would be an exception.
-pub fn give_slot(py: Python<'_>) {
-    let kind = Taking::type_object_raw(py);
-    // SAFETY: the type is ours and was just made; types on the heap have their own table of async slots, and this one
-    // has `__await__` in it.
-    unsafe {
-        if let Some(slots) = (*kind).tp_as_async.as_mut() {
-            slots.am_send = Some(send);
+/// Let interpreters take the answer of a step as it is, where it would be an exception otherwise, and await without a call
+/// of ours what is its own iterator.
+pub fn give_slots(py: Python<'_>) {
+    let slots = [(Taking::type_object_raw(py), send as ffi::sendfunc), (Done::type_object_raw(py), send_done)];
+    for (kind, send) in slots {
+        // SAFETY: the types are ours and were just made; types on the heap have their own table of async slots, and
+        // these have `__await__` in it.
+        unsafe {
+            if let Some(slots) = (*kind).tp_as_async.as_mut() {
+                slots.am_send = Some(send);
+                slots.am_await = Some(itself);
+            }
         }
     }
+}
+
+/// `__await__` as the slot that `await` calls.
+unsafe extern "C" fn itself(awaitable: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: the interpreter lends it for the call, and gets a reference of its own.
+    unsafe { ffi::Py_NewRef(awaitable) }
+}
+
+/// `Done.send` as the slot that `await` calls.
+unsafe extern "C" fn send_done(
+    _done: *mut ffi::PyObject,
+    _sent: *mut ffi::PyObject,
+    result: *mut *mut ffi::PyObject,
+) -> ffi::PySendResult {
+    // SAFETY: the interpreter gives a place for the answer, and holds its lock.
+    unsafe { *result = ffi::Py_NewRef(ffi::Py_None()) };
+    ffi::PySendResult::PYGEN_RETURN
 }
 
 /// `Taking.send` as the slot that `await` calls.
@@ -334,23 +355,23 @@ unsafe extern "C" fn send(
     sent: *mut ffi::PyObject,
     result: *mut *mut ffi::PyObject,
 ) -> ffi::PySendResult {
-    Python::attach(|py| {
-        // SAFETY: the interpreter lends both objects for the call.
-        let (taking, sent) = unsafe { (Bound::from_borrowed_ptr(py, taking), Bound::from_borrowed_ptr(py, sent)) };
-        let outcome = unpanicked(|| {
-            let taking = taking.cast::<Taking>()?;
-            taking.get().go_on(py, &sent)
-        });
-        let (answer, kind) = match outcome {
-            Ok(Step::Next(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
-            Ok(Step::Return(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
-            Err(error) => {
-                error.restore(py);
-                (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
-            }
-        };
-        // SAFETY: the interpreter gives a place for the answer.
-        unsafe { *result = answer };
-        kind
-    })
+    // SAFETY: the interpreter calls it, and so holds its lock.
+    let py = unsafe { Python::assume_attached() };
+    // SAFETY: the interpreter lends both objects for the call.
+    let (taking, sent) = unsafe { (Bound::from_borrowed_ptr(py, taking), Bound::from_borrowed_ptr(py, sent)) };
+    let outcome = unpanicked(|| {
+        let taking = taking.cast::<Taking>()?;
+        taking.get().go_on(py, &sent)
+    });
+    let (answer, kind) = match outcome {
+        Ok(Step::Next(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
+        Ok(Step::Return(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
+        Err(error) => {
+            error.restore(py);
+            (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
+        }
+    };
+    // SAFETY: the interpreter gives a place for the answer.
+    unsafe { *result = answer };
+    kind
 }
