@@ -14,6 +14,7 @@ from longshore.config import Limits, Timeouts
 
 __all__ = [
     "Accepting",
+    "Arrival",
     "DONE",
     "Datagrams",
     "Done",
@@ -34,6 +35,20 @@ class Accepting:
     def __new__(cls, listener: Socket) -> Accepting: ...
     def accept(self) -> tuple[Socket, Any]:
         """The next connection, in non-blocking mode, and its peer's address; errors are the system's own."""
+
+@final
+class Arrival:
+    """A future, for one task, that a stream fulfils; made by a `Taking` whose input has not come."""
+
+    _asyncio_future_blocking: bool
+    @property
+    def _loop(self) -> Any: ...
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Any = None) -> None: ...
+    def cancel(self, msg: Any = None) -> bool: ...
+    def result(self) -> None: ...
+    def done(self) -> bool: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Let the task go on, now."""
 
 @final
 class Origin:
@@ -107,7 +122,7 @@ class Ledger:
 
 @final
 class Lines:
-    """The lines that have come: it ends where the next one has not, or where the stream has ended."""
+    """The lines that have come: it ends where the next one has not, and goes on from there when that came."""
 
     def __iter__(self) -> Lines: ...
     def __next__(self) -> bytes: ...

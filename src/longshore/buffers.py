@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "InputBuffer",
+    "LinesThere",
     "PacketBuffer",
     "closed",
     "cut_short",
@@ -201,8 +202,7 @@ class InputBuffer:
         Raises:
             MessageTooLarge: no line end within `limit` bytes.
         """
-        while (line := self.take_line(limit)) is not NEED_MORE and line:
-            yield line
+        return LinesThere(self.take_line, limit)
 
     def take_line_up_to(self, size: int) -> Any:
         """A line with its end, or its first `size` bytes if it is longer."""
@@ -302,6 +302,25 @@ class InputBuffer:
             self._decoder = None
             self._fed = False
             self._scanned = 0
+
+
+class LinesThere:
+    """The lines that have come: it ends where the next one has not, and goes on from there when that came."""
+
+    __slots__ = ("_limit", "_take")
+
+    def __init__(self, take: Callable[[int], Any], limit: int) -> None:
+        self._take = take
+        self._limit = limit
+
+    def __iter__(self) -> LinesThere:
+        return self
+
+    def __next__(self) -> bytes:
+        line = self._take(self._limit)
+        if line is NEED_MORE or not line:
+            raise StopIteration
+        return line  # type: ignore[no-any-return]
 
 
 class PacketBuffer(InputBuffer):

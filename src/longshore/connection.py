@@ -32,6 +32,12 @@ _ids = itertools.count(1)
 class _Named:
     """What both kinds of connection have and nobody waits for."""
 
+    # Of the class, as few connections have one, and each place in all of them costs memory.
+    #: The proxy's address where there is one in between.
+    via: str | None = None
+    #: What that proxy has said (`longshore.proxy.Header`), TLS and names included; None without a proxy.
+    proxied: Any = None
+
     def __init__(self, link: Any, *, peer: str, local: str, server: Any = None, timeout: float | None = None) -> None:
         self._link: Link = link
         #: A number that no other connection of this process has.
@@ -40,10 +46,6 @@ class _Named:
         self.peer: str = peer
         #: Our own address as text.
         self.local: str = local
-        #: The proxy's address where there is one in between.
-        self.via: str | None = None
-        #: What that proxy has said (`longshore.proxy.Header`), TLS and names included; None without a proxy.
-        self.proxied: Any = None
         #: The server that accepted it; None on a client.
         self.server: Any = server
         #: Whether the server has asked its handlers to finish.

@@ -258,6 +258,7 @@ impl Stream {
                 if !self.input.unread() {
                     self.watch.whole();
                 }
+                self.arm(kit, token);
             } else {
                 self.watch.waiting = false;
             }
@@ -302,6 +303,10 @@ impl Stream {
             kit.counters.received += count as u64;
             self.watch.received(count, now);
             self.owing = true;
+            if self.timeouts.min_rate > 0.0 {
+                // A message has begun, and with it a time in which it has to come.
+                self.arm(kit, token);
+            }
         } else {
             self.input.ended = true;
         }
@@ -524,7 +529,8 @@ impl Stream {
             }
             self.interest = events;
         }
-        if self.hungry || pending || self.state != State::Open {
+        // While it is open, bytes move deadlines later only; what brings one nearer arms the timer itself.
+        if self.state != State::Open {
             self.arm(kit, token);
         }
     }

@@ -113,7 +113,7 @@ impl Framing {
     }
 }
 
-/// The lines that have come: it ends where the next one has not, or where the stream has ended.
+/// The lines that have come: it ends where the next one has not, and goes on from there when that came.
 #[pyclass(frozen, module = "longshore._native")]
 pub struct Lines {
     stream: Py<Stream>,

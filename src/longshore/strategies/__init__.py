@@ -84,6 +84,17 @@ class Host(Protocol):
 class Session:
     """One accepted connection, from accept(2) to its closing event."""
 
+    # Of the class, as few sessions have one of their own, and each place in all of them costs memory.
+    #: The address by which a proxy has introduced it; None without a proxy.
+    introduced: Any = None
+    #: Whether a TLS handshake is counted for it.
+    handshaking = False
+    #: Whether the server has ended it.
+    was_cut = False
+    #: The TLS version; None on plain connections.
+    tls: str | None = None
+    _failure: tuple[str, BaseException | None] | None = None
+
     def __init__(self, host: Host, peer: str, local: str) -> None:
         self.host = host
         self.peer = peer
@@ -91,20 +102,11 @@ class Session:
         self.connection: Any = None
         #: Who is counted for it, and whether anybody is.
         self.who: Any = None
-        #: The address by which a proxy has introduced it; None without a proxy.
-        self.introduced: Any = None
         self.handler_running = False
-        #: Whether a TLS handshake is counted for it.
-        self.handshaking = False
         #: Whether the connection has been ready for its handler.
         self.is_open = False
-        #: Whether the server has ended it.
-        self.was_cut = False
         #: When it was accepted, in seconds on the reactor's clock.
         self.opened_at: float = host.reactor.now()
-        #: The TLS version; None on plain connections.
-        self.tls: str | None = None
-        self._failure: tuple[str, BaseException | None] | None = None
         self._gone: tuple[str, BaseException | None] | None = None
         self._ended = False
 
