@@ -18,16 +18,17 @@ from longshore.events import AcceptFailed, ConnectionRejected, LimitNear, Limits
 from longshore.limits import Gate
 from longshore.networks import Networks, packed
 from longshore.owners import credentials_of
-from longshore.policy import Policy, Sparing
+from longshore.policy import QUIET, Policy, Sparing
 from longshore.prologue import Prologue, Suspected
 from longshore.thrift import Thrift
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from longshore.config import Limits, Proxy
     from longshore.listeners import Listener
     from longshore.networks import Who
+    from longshore.policy import PeerGate
     from longshore.proxy import Header
     from longshore.reactor.acceptor import Acceptor
     from longshore.strategies import Host, Session, Strategy
@@ -53,10 +54,12 @@ class Admission:
         self._proxy = proxy
         self._trusted = Networks(() if proxy is None else proxy.trusted, "Proxy.trusted")
         #: Who may come at all, how many of each, and how fast.
-        self.policy = Policy(host.limits, self._near)
+        self.policy = Policy(host.limits, self._near, self._present)
         self._refusals = Sparing()
         self._thrift = Thrift(host, self.sessions, self._near)
         self._telling: Any = None
+        #: When `max_pending_bytes` may be told of again, if no connection comes near it before.
+        self._quiet_at = 0.0
         self.accepted = 0
         self.rejected = 0
         #: Of those that are over: bytes both ways, and messages.
@@ -90,8 +93,11 @@ class Admission:
         self._accepting = True
         self._doors = [_Door(self, self._host, listener) for listener in listeners]
 
-    def share(self, make: Callable[[str, int, Callable[[str, int, int], None]], Gate]) -> Gate:
-        """Count connections by a gate of `make`'s, which other processes count by too; before `open`."""
+    def share(
+        self, make: Callable[[str, int, Callable[[str, int, int], None]], Gate], make_for_peers: Callable[..., PeerGate]
+    ) -> Gate:
+        """Count connections, and those of each peer, by gates by which other processes count too; before `open`."""
+        self.policy.share(make_for_peers)
         self._places = places = make("max_connections", self._host.limits.max_connections, self._near)
         self.leaves_queue = True
         return places
@@ -171,6 +177,10 @@ class Admission:
 
     # -- places ------------------------------------------------------------------------------------------
 
+    def _present(self) -> Iterator[Who]:
+        """Who is counted of those that are at work."""
+        return (session.who for session in self.sessions)
+
     def leave(self, session: Session) -> bool:
         """A session is over; False if it had never come in."""
         if session not in self.sessions:
@@ -218,6 +228,13 @@ class Admission:
 
     def _near(self, name: str, value: int, maximum: int) -> None:
         self._host.emit(LimitNear(limit=name, value=value, maximum=maximum))
+
+    def near_pending(self, count: int) -> None:
+        """A connection has `count` bytes pending, nearly as many as it may.  From any thread."""
+        now = self._host.reactor.now()
+        was_quiet, self._quiet_at = now >= self._quiet_at, now + QUIET
+        if was_quiet:
+            self._near("max_pending_bytes", count, self._host.limits.max_pending_bytes)
 
     # -- one connection ----------------------------------------------------------------------------------
 
@@ -276,6 +293,8 @@ class Admission:
         """The name of the limit by which it must stay out, or None: then it counts for its peer."""
         if newcomer.listener.is_tls and self._handshakes.full:
             return self._handshakes.name
+        if self._thrift.full:
+            return self._thrift.name
         return self.policy.enter(newcomer.who, self._host.reactor.now())
 
     def _welcome(self, newcomer: _Newcomer) -> None:

@@ -464,6 +464,11 @@ class Hosting:
         if self._emptied is not None and not self._admission.sessions:
             self._emptied()
 
+    def near_pending(self, count: int) -> None:
+        """A connection has `count` bytes pending, nearly as many as it may.  From any thread."""
+        if self._admission is not None:
+            self._admission.near_pending(count)
+
     def stop_serving(self) -> None:
         """Accept nothing any more, before the listening socket is closed."""
         if not self._not_serving.is_set():

@@ -88,6 +88,10 @@ class Keeper:
     def handler_freed(self) -> None:
         """Places are left by arrivals."""
 
+    def near_pending(self, count: int) -> None:
+        """Tell of it."""
+        self._hosting.near_pending(count)
+
     def take_handshake(self) -> bool:
         """See `handshake_over`."""
         return True

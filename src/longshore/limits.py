@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from longshore.config import Timeouts
 
-__all__ = ("CALM", "NEAR", "Gate", "Watch", "overdue")
+__all__ = ("CALM", "NEAR", "Brink", "Gate", "Watch", "overdue")
 
 #: A message is not judged by `min_rate` before it has had this long (seconds): a first packet says nothing of a rate.
 RATE_GRACE = 5.0
@@ -78,6 +78,21 @@ class Gate:
     def _calm(self, count: int) -> None:
         if self._warned and self.maximum is not None and count < CALM * self.maximum:
             self._warned = False
+
+
+class Brink:
+    """Says once that something is near its limit, and again only after it was far below."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def reached(self, value: int, maximum: int) -> bool:
+        """Whether `value` is near `maximum`, and that was not said before."""
+        told = self._told
+        self._told = value >= (CALM if told else NEAR) * maximum
+        return self._told and not told
 
 
 class Watch:

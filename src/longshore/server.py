@@ -163,6 +163,7 @@ class Server:
         self.policy = admission.policy
         self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
         self.take_handshake, self.handshake_over = admission.take_handshake, admission.handshake_over
+        self.near_pending = admission.near_pending
         certificates = self._targets.certificates
         #: What keeps the certificate fresh; None where nothing speaks TLS.
         self.renewal = None if certificates is None else Renewal(self, admission, certificates)

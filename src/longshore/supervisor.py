@@ -411,7 +411,7 @@ class Supervisor:
         self.forget(worker)
         lost = self.region.row("held")[worker.slot]
         self.region.free_slot(worker.slot)
-        self._places.wake(worker.slot)
+        self._places.bury(worker.slot)
         del self.workers[worker.slot]
         was, worker.state = worker.state, "ended"
         self.tell("worker-ended", worker, reason=worker.leaving or cause_of(worker.status or 0))

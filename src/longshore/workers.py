@@ -29,6 +29,7 @@ from longshore.errors import LongshoreError
 from longshore.events import ServerAnnounced, ServerDraining, ServerStarted
 from longshore.meter import Meter
 from longshore.places import LOOK_AGAIN, SharedGate
+from longshore.tally import SharedPeerGate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +131,10 @@ class _Worker:
             self._serve(self._server)
 
     def _serve(self, server: Any) -> None:
-        self._gate = server.admission.share(functools.partial(SharedGate, self._given.places, self._given.slot))
+        places, slot = self._given.places, self._given.slot
+        self._gate = server.admission.share(
+            functools.partial(SharedGate, places, slot), functools.partial(SharedPeerGate, places, slot)
+        )
         server.subscribe(self._meter)
         server.subscribe(self._on_event)
         signal.signal(signal.SIGTERM, lambda *_: server.drain())

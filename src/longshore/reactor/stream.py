@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.buffers import InputBuffer, PacketBuffer, closed, shut
 from longshore.errors import LongshoreError
 from longshore.lifecycle import CONNECTION, Machine
-from longshore.limits import Watch, overdue
+from longshore.limits import Brink, Watch, overdue
 from longshore.packets import Packets, send_packets
 from longshore.reactor.dispatch import Dispatch
 from longshore.reactor.taking import DONE, taking, taking_line, taking_some
@@ -111,7 +111,8 @@ class Stream:
         self._lengths: deque[int] = deque()
         self._deferred = False
         self._events = 0
-        self._hungry = False
+        self._hungry = self._held = False
+        self._brink = Brink()
         self._write_ended = False
         #: Whether TLS has been told that we send no more.
         self._farewell = False
@@ -212,6 +213,11 @@ class Stream:
                 self.watch.whole()
         else:
             self.watch.waiting = False
+        self._update()
+
+    def hold(self, held: bool) -> None:
+        """Read nothing for now, or read again as before."""
+        self._held = held
         self._update()
 
     def take_arrived(self) -> None:
@@ -380,6 +386,8 @@ class Stream:
                 del wire[:count]
                 self.sent += count
                 self.watch.sent(now, left=bool(wire))
+            if self._brink.reached(self.pending, self.limits.max_pending_bytes):
+                self.sink.near()
             if wire:
                 self.watch.output(now)
                 self._arm()
@@ -541,6 +549,7 @@ class Stream:
             or (state == "closing" and not self.input.ended)
             or (
                 not self.input.ended
+                and not self._held
                 and (self._hungry or self.input.size < min(CHUNK, self.limits.max_pending_bytes))
                 and self.pending <= self.limits.max_pending_bytes
             )

@@ -72,6 +72,9 @@ class Host(Protocol):
     def handshake_over(self) -> None:
         """A TLS handshake is through.  From any thread."""
 
+    def near_pending(self, count: int) -> None:
+        """A connection has `count` bytes pending, nearly as many as it may.  From any thread."""
+
     def calling(self) -> Any:
         """A context manager: on this thread, what runs inside is one of the server's own calls."""
 
@@ -129,6 +132,9 @@ class Session:
     def evict(self) -> None:
         """End now, because another connection needs the place."""
         self.cut()
+
+    def hold(self, held: bool) -> None:
+        """Read nothing for now, or read again; where the handler itself reads, that is its affair."""
 
     def overdrawn(self, error: LimitExceeded) -> None:
         """End now, and give back what it holds, because all together hold too much."""

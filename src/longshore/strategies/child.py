@@ -196,6 +196,9 @@ class _Child:
     def handler_freed(self) -> None:
         """The place is free when this process is gone."""
 
+    def near_pending(self, count: int) -> None:
+        """The serving process sees what is pending there."""
+
     def take_handshake(self) -> bool:
         """There are never more of them than children."""
         return True

@@ -92,6 +92,10 @@ class StreamSession(Session):
         self.stream.close("evicted", ClosedError(f"{self.peer} was idle, and its place was needed"), linger=False)
         self.link.arrived()
 
+    def hold(self, held: bool) -> None:
+        """Read nothing for now, or read again as before."""
+        self.stream.hold(held)
+
     def overdrawn(self, error: LimitExceeded) -> None:
         """End at once: what it holds will not be taken."""
         self.stream.abort("limit", error)
