@@ -144,6 +144,7 @@ def test_handshakes_in_mid_conversation_count_too(framed, longshore_server, cert
         assert second.request(b"in clear") == b"250 in clear"
         second.send(b"STARTTLS\n")
         assert second.recv_until_closed() in (b"220 go\n", b"")
+        second.close()
         closed = server.events.wait_for(ConnectionClosed)
         assert closed.cause == "limit"
         assert "Limits.max_handshakes=1" in str(closed.error)
