@@ -72,7 +72,7 @@ class Framing:
 
     @staticmethod
     def delimited(delimiter: bytes, strip_return: bool, keep_end: bool, max_size: int, skip: bool) -> Framing:
-        """A delimiter ends a message."""
+        """A delimiter ends a message; an empty one is a ValueError."""
 
     @staticmethod
     def prefixed(size: int, little: bool, max_size: int, skip: bool) -> Framing:
@@ -80,7 +80,7 @@ class Framing:
 
     @staticmethod
     def fixed(size: int) -> Framing:
-        """Every `size` bytes are a message."""
+        """Every `size` bytes are a message; 0 is a ValueError."""
 
     @staticmethod
     def netstring(max_size: int, skip: bool) -> Framing:
@@ -296,6 +296,9 @@ class Stream:
     def unpark(self, waiter: Callable[[], object]) -> None: ...
     def wake(self) -> None: ...
     def expect(self, waiter: Callable[[], object]) -> bool: ...
+    def in_shares(self, share: int) -> Stream: ...
+    def sated(self) -> bool: ...
+    def excuse(self) -> bool: ...
     @property
     def spent(self) -> bool: ...
     def offer(self, data: Any) -> bool: ...

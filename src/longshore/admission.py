@@ -69,6 +69,9 @@ class Admission:
         self.tls_context: Any = None
         self._doors: list[_Door] = []
         self._accepting = False
+        #: Which of the processes on the same sockets this is.  A session with a datagram peer is only whole where all of
+        #: its datagrams come to one of them, so that is the first; connections come to all.
+        self.place = 0
         #: Whether others go on accepting on the same sockets, so that what is queued is theirs.
         self.leaves_queue = False
         #: Whoever is let in once somebody has gone who was idle: how to do it, and how not to.
@@ -94,10 +97,14 @@ class Admission:
         self._doors = [_Door(self, self._host, listener) for listener in listeners]
 
     def share(
-        self, make: Callable[[str, int, Callable[[str, int, int], None]], Gate], make_for_peers: Callable[..., PeerGate]
+        self, make: Callable[[str, int, Callable[[str, int, int], None]], Gate], make_for_peers: Callable[..., PeerGate], place: int
     ) -> Gate:
-        """Count connections, and those of each peer, by gates by which other processes count too; before `open`."""
+        """Count connections, and those of each peer, by gates by which other processes count too; before `open`.
+
+        `place` is which of these processes this is.
+        """
         self.policy.share(make_for_peers)
+        self.place = place
         self._places = places = make("max_connections", self._host.limits.max_connections, self._near)
         self.leaves_queue = True
         return places

@@ -46,6 +46,9 @@ class AsyncLink(StreamLink):
         # Room that was handed out and never awaited: its owner does not wait, and gets no more than one.
         self._ignored: _Room | None = None
 
+    #: Pieces of input (lines, messages) that tasks take before others have their turn.
+    share = 64
+
     @property
     def waiting(self) -> bool:
         """Whether a task waits for input now."""
@@ -54,6 +57,7 @@ class AsyncLink(StreamLink):
     def attach(self, stream: Stream) -> None:
         """Stand on `stream`."""
         super().attach(stream)
+        self.input = stream.in_shares(self.share)
         #: What is awaited where there is nothing to wait for.
         self.done: Awaitable[None] = stream.DONE
 
@@ -101,7 +105,7 @@ class AsyncLink(StreamLink):
         # The way that nearly every wait goes: the stream wakes the task, and nobody else is told.
         waiter: asyncio.Future[bool] = self._loop.create_future()
         wake = functools.partial(_answer, waiter, True)
-        if timeout is None and stream.expect(wake):
+        if (timeout is None or stream.sated()) and stream.expect(wake):
             self._expecting = waiter
             self._hungry += 1
             try:
@@ -114,6 +118,8 @@ class AsyncLink(StreamLink):
                 self._expecting = None
             if stream.spent:
                 raise stream.failure()
+            return
+        if stream.excuse():
             return
         if stream.state in ("closing", "closed"):
             raise stream.failure()

@@ -18,7 +18,6 @@ from longshore.networks import Networks
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
 
 __all__ = ("TLS", "Limits", "Proxy", "Timeouts", "Workers")
 
@@ -184,20 +183,20 @@ class Proxy:
     off.  `trusted` takes networks as `Limits.allow` does: `unix` trusts every peer of a Unix socket.
     """
 
-    trusted: Sequence[str] = option((), "networks (CIDR, unix, uid:N) whose PROXY header is required and believed")
-    timeout: float = option(5, "for the header of a connection")
+    trusted: tuple[str, ...] = option((), "networks (CIDR, unix, uid:N) whose PROXY header is required and believed")
+    timeout: float = option(5, "seconds for the header of a connection")
     max_header: int = option(4096, "bytes of a header, what it says of TLS and names included")
 
     def __post_init__(self) -> None:
         _networks(self, "trusted")
-        if not self.trusted:
-            raise ConfigError(
-                "Proxy(trusted=()): there is no proxy to believe",
-                hint="Pass its address, as Proxy(trusted=('10.0.0.7',)).",
-            )
         if self.timeout is None:
             raise ConfigError("Proxy(timeout=None): a proxy that sends no header must not keep its place for ever")
         _positive_or_none(self, "timeout")
         _count(self, "max_header")
         if self.max_header < SMALLEST_HEADER:
             raise ConfigError(f"Proxy(max_header={self.max_header}): must be at least {SMALLEST_HEADER}")
+        if not self.trusted:
+            raise ConfigError(
+                "Proxy(trusted=()): there is no proxy to believe",
+                hint="Name it: Proxy(trusted=('10.0.0.7',)), or --proxy-trusted 10.0.0.7.",
+            )

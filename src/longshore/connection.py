@@ -8,11 +8,11 @@ decides when a connection ends.
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 from typing import TYPE_CHECKING, Any
 
 from longshore.errors import ConfigError, PeerClosed
+from longshore.files import make_file
 from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 __all__ = ("AsyncConnection", "Connection")
 
 _ids = itertools.count(1)
-
-#: The longest line (bytes) that a file of `makefile` reads without being given a size.
-FILE_LINE = 1 << 20
 
 
 class _Named:
@@ -336,17 +333,12 @@ class Connection(_Named):
         self._link.start_tls(context, server_side=server_side, hostname=hostname, timeout=self._timeout)
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
-        """A file over this connection, as `socket.makefile` makes one."""
-        if "b" in mode:
-            writer: Any = None
-            if "w" in mode:
-                writer = _Writer(self)
-                if buffering is not None and buffering > 1:
-                    writer = io.BufferedWriter(writer, buffering)
-            if "r" not in mode and writer is not None:
-                return writer
-            return _Reader(self) if writer is None else io.BufferedRWPair(_Reader(self), writer)
-        return io.TextIOWrapper(self.makefile(mode.replace("t", "") + "b", buffering), **text)
+        """A file over this connection, as `socket.makefile` makes one; without a buffer for what is written.
+
+        Raises:
+            ValueError: there is no such mode.
+        """
+        return make_file(self, mode, buffering, **text)
 
     def __enter__(self) -> Connection:
         return self
@@ -448,107 +440,6 @@ class AsyncConnection(_Named):
         link: Any = self._link
         self.close()
         await link.gone()
-
-
-class _Writer(io.RawIOBase):
-    """The writing file of `makefile`: unbuffered, as the connection has buffers of its own."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._connection.fileno()
-
-    def write(self, data: Any) -> int:
-        if type(data) is bytes:
-            self._connection.sendall(data)
-            return len(data)
-        with memoryview(data) as view:
-            self._connection.sendall(view)
-            return view.nbytes
-
-
-class _Reader(io.BufferedIOBase):
-    """The reading file of `makefile`, straight over the connection's input.
-
-    A buffer between the two would hide pipelined input from the connection, which then could not tell when
-    writes may be coalesced.  Closing it leaves the connection open, as sockets do.
-    """
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def readable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._connection.fileno()
-
-    def __iter__(self) -> Iterator[bytes]:
-        """The lines up to the end.
-
-        Those that have come are iterated over by the input itself; only between them a frame of ours runs and waits.
-        """
-        return itertools.chain.from_iterable(self._arrivals())
-
-    def _arrivals(self) -> Iterator[Iterator[bytes]]:
-        connection = self._connection
-        link = connection._link
-        while True:
-            # Looked up again after each wait: `start_tls` may have put another input into its place.
-            yield link.input.lines(FILE_LINE)
-            if link.input.ended and not link.input.unread:
-                return
-            link.wait_input(connection._timeout)
-
-    def readline(self, size: int | None = -1) -> bytes:
-        """A line with its end, or its first `size` bytes.
-
-        Raises:
-            MessageTooLarge: without a `size`, no line end came within `FILE_LINE` bytes.
-        """
-        connection = self._connection
-        if size is None or size < 0:
-            return connection.readline(FILE_LINE)
-        return connection._take(connection._link.input.take_line_up_to, size)  # type: ignore[no-any-return]
-
-    def read(self, size: int | None = -1) -> bytes:
-        """`size` bytes, fewer only at the end of the stream; all until then without a `size`."""
-        parts = []
-        while size is None or size != 0:
-            data = self._connection.recv(65_536 if size is None or size < 0 else size)
-            if not data:
-                break
-            parts.append(data)
-            if size is not None and size > 0:
-                size -= len(data)
-        return b"".join(parts)
-
-    def read1(self, size: int = -1) -> bytes:
-        """What is there, at most `size` bytes."""
-        return self._connection.recv(65_536 if size < 0 else size)
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def readinto1(self, buffer: Any) -> int:
-        return self._connection.recv_into(buffer)
-
-    def peek(self, size: int = 0) -> bytes:
-        """What would be read next, without reading it."""
-        connection = self._connection
-        data: bytes = connection._take(connection._link.input.peek)
-        return data
 
 
 def _required(tls: TLS | None) -> TLS:

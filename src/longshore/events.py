@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 __all__ = (
     "AcceptFailed",
+    "BrokerEnded",
     "CertificateExpires",
     "CertificateRefused",
     "CertificateRenewed",
@@ -41,6 +42,7 @@ __all__ = (
     "SpawnerDied",
     "ThreadsAtFork",
     "UpgradeFailed",
+    "Upgraded",
     "Upgrading",
     "WorkerBlocked",
     "WorkerCrashed",
@@ -385,14 +387,14 @@ class WorkerBlocked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reloading(Event):
-    """New workers start, with code and configuration as they are now."""
+    """A reload begins: new workers start, with code and configuration as they are now; one process reads the latter."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reloaded(Event):
-    """The new workers accept, and the old ones drain."""
+    """The new workers accept, and the old ones drain; or one process serves with what is configured now."""
 
     generation: int
     seconds: float
@@ -400,7 +402,7 @@ class Reloaded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadFailed(Event):
-    """The new workers could not start, or the configuration could not be read; the old workers go on."""
+    """The new workers could not start, or the configuration could not be read; everything goes on as before."""
 
     level: ClassVar[str] = "ERROR"
 
@@ -415,12 +417,33 @@ class Upgrading(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Upgraded(Event):
+    """The new program, process `pid`, serves, and this one drains."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeFailed(Event):
     """The new program did not become ready; this one goes on."""
 
     level: ClassVar[str] = "ERROR"
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerEnded(Event):
+    """The broker of the shared primitives has ended without being told; another one starts in `retry_in` seconds.
+
+    It is empty: whoever used the one before gets `BrokerLost` until `shared.join()`.
+    """
+
+    level: ClassVar[str] = "ERROR"
+
+    pid: int
+    reason: str
+    retry_in: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -263,6 +263,15 @@ def understand(handler: Any) -> Handler:
         )
     if not callable(handler):
         raise ConfigError(f"{handler!r} is not a handler", hint="A handler is a class or a function.")
+    bound = _unwrapped(handler)
+    if isinstance(bound, type):
+        # As functools.partial(SimpleHTTPRequestHandler, directory=...).
+        if issubclass(bound, MessageHandler):
+            raise ConfigError(
+                f"a partial of {_name(bound)}: a MessageHandler is made without arguments",
+                hint="Make a subclass that has them as attributes, and pass that.",
+            )
+        return Handler(handler, "class", False, _name(bound))
     required = _required_arguments(handler)
     if required == 1:
         return stream(handler)
@@ -286,9 +295,15 @@ def _required_arguments(function: Any) -> int | None:
     return sum(item.kind in positional and item.default is item.empty for item in parameters)
 
 
-def _is_async(function: Any) -> bool:
+def _unwrapped(function: Any) -> Any:
+    """What a `functools.partial` calls in the end."""
     while hasattr(function, "func") and hasattr(function, "keywords"):
         function = function.func
+    return function
+
+
+def _is_async(function: Any) -> bool:
+    function = _unwrapped(function)
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 

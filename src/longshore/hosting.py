@@ -20,6 +20,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+from longshore import runs
 from longshore.addresses import format_peer
 from longshore.admission import Admission
 from longshore.children import Children
@@ -215,6 +216,7 @@ class Hosting:
         closing.callback(self._admission.close)
         self._admission.open([Front(self, sock)], self, None)  # type: ignore[arg-type, list-item]
 
+    @runs.turned_by(None)
     def _tick(self, loop: PortableReactor, poll_interval: float) -> None:
         loop.call_later(poll_interval, self._tick, loop, poll_interval)
         self.server.service_actions()
@@ -233,6 +235,7 @@ class Hosting:
 
     # -- one request: the hooks, in the standard library's order --------------------------------------------
 
+    @runs.turned_by(None)
     def next_arrival(self) -> Arrival:
         """Call `get_request`.
 
@@ -302,8 +305,9 @@ class Hosting:
         arrival.welcome = self.welcome
         return session
 
+    @runs.turned_by(None)
     def welcome(self, arrival: Arrival) -> None:
-        """Call the hooks of one request, from `verify_request` on."""
+        """Call the hooks of one request, from `verify_request` on; they may block this thread."""
         self.attempted()
         self._free_thread()
         server, request, client_address = self.server, arrival.request, arrival.client_address

@@ -11,6 +11,7 @@ The supervisor says (one JSON message each, on `Liaison.channel`, a `Channel`):
     {"event": "worker-draining", "worker": 3, "pid": 4711, "reason": "reload"}
     {"event": "worker-ended", "worker": 3, "pid": 4711, "reason": "killed by SIGKILL"}
     {"event": "state", "state": "starting" | "serving" | "reloading" | "draining"}
+    {"event": "reopen-logs"}                                                    log files are to be opened anew
 
 The descriptor is the control process' end of a stream socket pair; the worker holds the other end, and gives it to
 `Control.agent(server, socket, meter)` on its reactor's thread once it accepts.  What goes over it is theirs alone.

@@ -189,8 +189,10 @@ class Watch:
         if self.pending and limits.write is not None and self.last_progress + limits.write < found:
             found, name = self.last_progress + limits.write, "write"
         if self.closing_since is not None:
-            if not self.pending and limits.linger is not None and self.closing_since + limits.linger < found:
-                found, name = self.closing_since + limits.linger, "linger"
+            # The peer has its time from our last byte on, however long it took to leave.
+            sent = max(self.closing_since, self.last_progress)
+            if not self.pending and limits.linger is not None and sent + limits.linger < found:
+                found, name = sent + limits.linger, "linger"
             return found, name
         if self.waiting:
             if self.first and limits.first_byte is not None and self.ready + limits.first_byte < found:

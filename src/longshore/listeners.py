@@ -53,6 +53,10 @@ __all__ = ("Listener", "bind", "inherit", "url_of")
 #: What we ask listen(2) for: the kernel caps it at net.core.somaxconn, so a large number means "your own limit".
 BACKLOG: Final = max(socket.SOMAXCONN, 4096)
 
+#: Bytes that the kernel takes for a peer beyond what is on its way to it (TCP_NOTSENT_LOWAT in tcp(7)), up to 4 MiB
+#: otherwise (net.ipv4.tcp_wmem): so a peer that never reads is noticed before thousands of replies are made for it.
+UNSENT: Final = 131_072
+
 #: Seconds that the kernel holds a connection back for its first bytes (`defer=1`).
 DEFER: Final = 30
 
@@ -317,15 +321,17 @@ def _set_options(address: Address, sock: socket.socket) -> None:
 def _set_connection_options(sock: socket.socket, options: AddressOptions) -> bool:
     """Give a listening socket the options of its connections; whether these will have them.
 
-    On Linux an accepted connection begins as a copy of the listening socket, TCP_NODELAY included, which saves a call
-    of the system for each.
+    On Linux an accepted connection begins as a copy of the listening socket, these included, which saves calls of the
+    system for each.
     """
-    if not options.nodelay or sock.family not in (socket.AF_INET, socket.AF_INET6):
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return True
     if sys.platform != "linux":
-        return False
+        return not options.nodelay
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+        if options.nodelay:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError:
         # Not TCP, but another protocol of streams.
         return False

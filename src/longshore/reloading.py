@@ -46,6 +46,8 @@ class Reload:
         supervisor = self._supervisor
         if self._before is not None:
             self.fail("another reload was asked for before this one was over")
+        # Before anything is read: whoever has asked waits for this, and for the end that always follows.
+        supervisor.emit(Reloading(generation=supervisor.generation + 1))
         before = Before(supervisor.plan, supervisor.wanted, supervisor.listeners, supervisor.identity, time.monotonic())
         try:
             plan = self._load()
@@ -65,7 +67,6 @@ class Reload:
         supervisor.brake.release()
         for worker in supervisor.workers.values():
             worker.leaving = worker.leaving or REASON
-        supervisor.emit(Reloading(generation=supervisor.generation))
         supervisor.tell("state", state="reloading")
         return True
 

@@ -65,16 +65,22 @@ def parking() -> Any:
 
 @contextlib.contextmanager
 def turned_by(reactor: Any) -> Iterator[None]:
-    """Inside, this thread turns `reactor`."""
+    """Inside, this thread turns `reactor`; None: it is a handler's, to block, although a reactor turns around it.
+
+    What the thread holds is its own, and no handler's that is called inside.
+    """
     me = threading.get_ident()
-    before = turning.get(me)
-    turning[me] = reactor
+    before, own = turning.pop(me, None), _local.run
+    _local.run = None
+    if reactor is not None:
+        turning[me] = reactor
     try:
         yield
     finally:
-        if before is None:
-            turning.pop(me, None)
-        else:
+        _thread_over()
+        _local.run = own
+        turning.pop(me, None)
+        if before is not None:
             turning[me] = before
 
 

@@ -12,7 +12,7 @@ import contextvars
 import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from longshore import reactor as reactors
 from longshore import strategies
@@ -100,7 +100,7 @@ class Server:
 
     #: Real time; tests put a clock here that they turn by hand.
     clock: Clock | None = None
-    _all: ClassVar[WeakSet[Server]] = WeakSet()
+    _all: ClassVar[WeakValueDictionary[int, Server]] = WeakValueDictionary()
 
     def __init__(
         self,
@@ -132,21 +132,18 @@ class Server:
             )
         #: The executor that was given as `pool`, for what needs a processor; whoever made it ends it.
         self.pool: TaskPool | None = pool
-        Server._all.add(self)
         self.handler: Handler = understand(handler)
-        self.limits = limits or Limits()
-        self.timeouts = timeouts or Timeouts()
+        self.limits, self.timeouts = limits or Limits(), timeouts or Timeouts()
         self.framing = framing if framing is not None else self.handler.framing
         self.strategy_name = self.handler.strategy(strategy)
-        self.draining = False
+        self.draining = self._running = False
         self.facade = self
         #: What `lifespan` gave.
         self.state: Any = None
         self._targets = Targets(addresses, self.handler, self.framing, tls)
         self._lifespan = Lifespan(lifespan, self.strategy_name)
-        self._machine = Machine(SERVER)
         self._context = contextvars.copy_context()
-        self._inside = Inside()
+        self._machine, self._inside = Machine(SERVER), Inside()
         self._ready, self._stopped = Latch(), Latch()
         self._start_error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -159,7 +156,6 @@ class Server:
         self._reactor_reason = ""
         self._strategy: Strategy = None  # type: ignore[assignment]
         self._admission = admission = Admission(self, self.strategy_name, proxy)
-        #: Who may come at all, how many of each, and how fast.
         self.policy = admission.policy
         self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
         self.take_handshake, self.handshake_over = admission.take_handshake, admission.handshake_over
@@ -170,7 +166,8 @@ class Server:
         self._ending = Ending(self, self._machine, admission)
         self._on_end: Callable[[], object] | None = None
         self._watchdog: Watchdog | None = None
-        self._running = False
+        # Last: others read what stands above, from other threads and after an __init__ that failed.
+        Server._all[id(self)] = self
 
     # -- what users ask ----------------------------------------------------------------------------------
 
@@ -419,7 +416,9 @@ class Server:
                 # Handlers find its value in the memory that they are forked with.
                 self._lifespan.prepare(self)
                 self.state = self._lifespan.enter()
-            holders = [self._targets, *(holder for server in Server._all for holder in server._holders)]
+            # `valuerefs` copies at once, so another thread may make a server meanwhile.
+            servers = [server for ref in Server._all.valuerefs() if (server := ref()) is not None]
+            holders = [self._targets, *(holder for server in servers for holder in server._holders)]
             prepared = strategies.prepare(self.strategy_name, self, self._targets.tls_context, holders)
             for target in self._targets.items:
                 self._listeners += bind(target)
@@ -481,7 +480,7 @@ class Server:
     def _open_doors(self) -> None:
         self._running = True
         for listener in self._listeners:
-            if listener.kind == "datagram":
+            if listener.kind == "datagram" and (self._admission.place == 0 or self.handler.kind != "session"):
                 self.services.append(DatagramService(self, listener.socket, listener.url, self._strategy))
         listening = [listener for listener in self._listeners if listener.kind != "datagram"]
         self._admission.open(listening, self._strategy, self._targets.tls_context)
@@ -561,23 +560,26 @@ class Server:
             self._end_reactor()
 
     def _close(self) -> None:
-        """The last thing that happens on the server's thread."""
-        if self.status in ("serving", "paused", "draining"):
-            # An exception left the loop: cut what is open, so that nothing outlives it.
-            self._machine.to("stopping")
-            self._admission.cut()
-            self._admission.destroy()
-        elif self.status == "starting":
-            self._machine.to("stopping")
+        """The last thing that happens on the server's thread: every step, whatever one raises, the first named last."""
+        with contextlib.ExitStack() as steps:
+            steps.callback(self._release)
+            steps.callback(self._admission.close)
+            steps.callback(lambda: self._ending.close(self._strategy.close()))
+            if self._watchdog is not None:
+                steps.callback(self._watchdog.stop)
+            steps.callback(self._exit_lifespan)
+            for session in tuple(self._admission.sessions):
+                steps.callback(session.destroy)
+            if self.status != "stopping":
+                # An exception left the loop: cut what is open, so that nothing outlives it.
+                self._machine.to("stopping")
+                self._admission.cut()
+
+    def _exit_lifespan(self) -> None:
         try:
             self._lifespan.exit()
         except Exception as error:
             self.emit(HandlerFailed(handler="lifespan", peer=None, error=error))
-        if self._watchdog is not None:
-            self._watchdog.stop()
-        self._ending.close(self._strategy.close())
-        self._admission.close()
-        self._release()
 
     def _release(self) -> None:
         for listener in self._listeners:

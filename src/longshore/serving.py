@@ -9,10 +9,11 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from longshore.errors import ConfigError
-from longshore.events import ControlOpened, ServerStarted
+from longshore.events import ControlOpened, Reloaded, ReloadFailed, Reloading, ServerStarted
 from longshore.server import Server
 from longshore.subscribers import log_failure
 
@@ -153,17 +154,23 @@ def supervise(
 ) -> DrainReport:
     """Run a supervisor, and a control process if there are doors for one; tell systemd of it.
 
+    It keeps the broker of the shared primitives, too, if that is this program's own.
+
     `observer` hears the supervisor's events, and where the doors are once it serves.
     """
     from longshore.supervisor import Supervisor
 
-    station = None
+    station = broker = None
+    if "longshore.shared.joining" in sys.modules:
+        from longshore.shared.joining import own_broker
+
+        broker = own_broker()
     if metrics is not None or control is not None:
         from longshore.control.station import Station
 
         station = Station(metrics, control)
     try:
-        supervisor = Supervisor(load, None if station is None else station.control)
+        supervisor = Supervisor(load, None if station is None else station.control, broker)
         supervisor.subscribe(observer)
         if station is not None:
             opened = station.opened
@@ -223,18 +230,28 @@ def describe_service(event: ServerStarted) -> str:
     return f"{event.strategy}, {event.reactor} reactor{workers}"
 
 
-def serve_until_signalled(server: Server, *, interrupt: bool = True) -> DrainReport | None:
-    """Run `server` on this thread; SIGTERM or SIGINT drains it, a second one stops it at once.
+def serve_until_signalled(
+    server: Server, *, interrupt: bool = True, reload: Callable[[], object] | None = None
+) -> DrainReport | None:
+    """Run `server` on this thread, with the signals that a program gets.
+
+    SIGTERM or SIGINT drains it, a second one stops it at once.  SIGHUP calls `reload` on the reactor's thread; without
+    one it loads the certificate anew.  Where it comes because the terminal was closed, it drains.  SIGUSR1 opens log
+    files anew.
 
     SIGINT is left alone unless `interrupt`: on a terminal it also reaches the process that commands this one.
     Signals are only taken on the main thread, where Python allows it, and given back at the end.
     """
     import signal
 
+    from longshore.signalling import Hangup
+
     _tell_systemd(server, _on_reactor(server))
+    reloads = _Reloads(server, reload)
+    hangup = Hangup()
     asked = False
 
-    def on_signal(_number: int, _frame: object) -> None:
+    def end(_number: int, _frame: object) -> None:
         nonlocal asked
         if asked:
             server.stop()
@@ -242,10 +259,28 @@ def serve_until_signalled(server: Server, *, interrupt: bool = True) -> DrainRep
             asked = True
             server.drain()
 
+    def post(function: Callable[[], object]) -> None:
+        # Before the start there is nothing that would be old already.
+        if server.reactor is not None:
+            server.reactor.post(function)
+
+    def on_hangup(number: int, frame: object) -> None:
+        if hangup.is_end:
+            end(number, frame)
+        else:
+            post(reloads.reload)
+
+    handlers: dict[signal.Signals, Any] = {
+        signal.SIGTERM: end,
+        signal.SIGHUP: on_hangup,
+        signal.SIGUSR1: lambda *_: post(_reopen_logs),
+    }
+    if interrupt:
+        handlers[signal.SIGINT] = end
     previous: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT) if interrupt else (signal.SIGTERM,):
-            previous[number] = signal.signal(number, on_signal)
+        for number, handler in handlers.items():
+            previous[number] = signal.signal(number, handler)
     try:
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
@@ -253,3 +288,36 @@ def serve_until_signalled(server: Server, *, interrupt: bool = True) -> DrainRep
         for number, old in previous.items():
             signal.signal(number, old)
     return server.report
+
+
+def _reopen_logs() -> None:
+    from longshore.logfiles import reopen_logs
+
+    reopen_logs()
+
+
+class _Reloads:
+    """The reloads of a server that is one process: the code stays, what is configured changes."""
+
+    def __init__(self, server: Server, reload: Callable[[], object] | None) -> None:
+        self._server = server
+        self._reload = self._renew if reload is None else reload
+        self._generation = 1
+
+    def reload(self) -> None:
+        """Change everything or nothing, and tell how it went."""
+        emit, began = self._server.emit, time.monotonic()
+        emit(Reloading(generation=self._generation + 1))
+        try:
+            self._reload()
+        except Exception as error:
+            from longshore.plans import words
+
+            emit(ReloadFailed(reason=words(error)))
+            return
+        self._generation += 1
+        emit(Reloaded(generation=self._generation, seconds=time.monotonic() - began))
+
+    def _renew(self) -> None:
+        if self._server.tls is not None:
+            self._server.reconfigure(tls=self._server.tls)

@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from longshore.config import TLS, Limits, Timeouts, Workers
+from longshore.config import TLS, Limits, Proxy, Timeouts, Workers
 from longshore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,10 +51,12 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
     tls: TLS | None = None
+    proxy: Proxy | None = None
     prefork: Workers = field(default_factory=Workers)
     metrics: str | None = _declare(None, "an address for /metrics, /ready and /live, such as http://127.0.0.1:9100")
     control: str | None = _declare(None, "the file of a control socket for longshore ctl; default: where it looks")
     log_format: str = _declare("text", "one readable line per event, or one JSON object", LOG_FORMATS)
+    log_file: str | None = _declare(None, "a file for all that follows the first line; USR1 opens it anew")
     log_level: str = _declare("info", "the least level that is logged", LOG_LEVELS)
 
     def __post_init__(self) -> None:
@@ -120,7 +122,7 @@ class Option(NamedTuple):
     name: str
     """`idle_timeout`: the flag `--idle-timeout`, the variable `LONGSHORE_IDLE_TIMEOUT`."""
     section: str
-    """Its table in `longshore.toml`: serve, limits, timeouts or tls."""
+    """Its table in `longshore.toml`: serve, prefork, limits, timeouts, tls or proxy."""
     key: str
     """Its key in that table, which is the field's name."""
     kind: str
@@ -222,6 +224,9 @@ _SPELLED = {
     ("prefork", "max_connections"): "worker_max_connections",
     ("prefork", "max_memory"): "worker_max_memory",
     ("prefork", "heartbeat"): "worker_heartbeat",
+    ("proxy", "trusted"): "proxy_trusted",
+    ("proxy", "timeout"): "proxy_timeout",
+    ("proxy", "max_header"): "proxy_max_header",
 }
 #: How many workers there are is the server's option of that name; how they vary is for programs.
 _ELSEWHERE = {("prefork", "count"), ("prefork", "jitter")}
@@ -245,6 +250,7 @@ _SECTIONS: tuple[tuple[str, Any], ...] = (
     ("limits", Limits),
     ("timeouts", Timeouts),
     ("tls", TLS),
+    ("proxy", Proxy),
 )
 
 
@@ -315,8 +321,10 @@ def _build(given: Iterable[_Given]) -> Config:
             for item in mine:
                 try:
                     owner(**{item.option.key: item.value})
-                except ConfigError:
-                    raise ConfigError(f"{item.source}: {error}", hint=error.hint) from error
+                except ConfigError as alone:
+                    # What only lacks another value is not to blame.
+                    if str(alone) == str(error):
+                        raise ConfigError(f"{item.source}: {error}", hint=error.hint) from error
             raise
 
     tables: dict[str, Any] = {
@@ -324,8 +332,10 @@ def _build(given: Iterable[_Given]) -> Config:
         "timeouts": make("timeouts", Timeouts),
         "prefork": make("prefork", Workers),
     }
-    if any(item.option.section == "tls" for item in given):
-        tables["tls"] = make("tls", TLS)
+    for section, owner in (("tls", TLS), ("proxy", Proxy)):
+        # None where nothing of it is given.
+        if any(item.option.section == section for item in given):
+            tables[section] = make(section, owner)
     return make("serve", lambda **own: Config(**own, **tables))  # type: ignore[no-any-return]
 
 

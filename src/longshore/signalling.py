@@ -7,6 +7,7 @@ loop between any two instructions; these do nothing, and the numbers are read fr
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -17,7 +18,7 @@ from longshore.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ("SignalQueue",)
+__all__ = ("Hangup", "SignalQueue")
 
 
 class SignalQueue:
@@ -33,6 +34,7 @@ class SignalQueue:
                 "worker processes are supervised by signals, which Python takes on the main thread only",
                 hint="Call serve(..., workers=N) on the main thread.",
             )
+        self._hangup = Hangup()
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -44,6 +46,11 @@ class SignalQueue:
     def fileno(self) -> int:
         """The descriptor to wait for."""
         return self._reader.fileno()
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether a SIGHUP says that the terminal was closed."""
+        return self._hangup.is_end
 
     def read(self) -> list[int]:
         """The signals that came, in their order."""
@@ -63,6 +70,30 @@ class SignalQueue:
         """Close the descriptors in a forked child, which has signals of its own."""
         self._reader.close()
         self._writer.close()
+
+
+class Hangup:
+    """Tells what a SIGHUP means: `kill -HUP` asks for a reload, and a terminal that is closed sends the same.
+
+    Whoever was started under nohup(1), or with SIGHUP ignored otherwise, is not meant to end with its terminal.
+    """
+
+    def __init__(self) -> None:
+        self._minds = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the terminal of this process is gone."""
+        return self._minds and not _has_terminal()
+
+
+def _has_terminal() -> bool:
+    # tty(4): opening it fails with ENXIO in a process that has no controlling terminal, or not any more.
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _nothing(_number: int, _frame: object) -> None:

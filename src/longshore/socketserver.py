@@ -22,6 +22,7 @@ import threading
 from socketserver import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from longshore import runs
 from longshore.config import TLS, Limits, Timeouts
 from longshore.hosting import Hosting
 from longshore.listeners import BACKLOG
@@ -111,7 +112,11 @@ class BaseServer(standard.BaseServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Make the TLS handshake, if there is one, and run the handler."""
         self._longshore.handshake(request)
-        super().finish_request(request, client_address)
+        try:
+            super().finish_request(request, client_address)
+        finally:
+            if runs.touched:
+                runs.over()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Show the traceback of what a handler raised; that its client has gone is one line in the log."""

@@ -72,7 +72,7 @@ class Steward:
 
         process.fork(run, supervisor.workers.values())
         self.process = process
-        supervisor.watch(process)
+        supervisor.watch(process.channel, self.hear)
         self.say({"event": "state", "state": supervisor.state})
         for worker in supervisor.workers.values():
             self.introduce(worker)
@@ -112,7 +112,7 @@ class Steward:
             elif isinstance(number, int):
                 self._waiting.append(number)
         if process.channel.ended:
-            self._supervisor.forget(process)
+            self._supervisor.forget(process.channel)
 
     def reloaded(self, error: str = "") -> None:
         """A reload is over."""
@@ -159,7 +159,7 @@ class Steward:
         process = self.process
         if process is None or not process.reap():
             return False
-        self._supervisor.forget(process)
+        self._supervisor.forget(process.channel)
         self.process = None
         process.close()
         self._waiting.clear()
@@ -179,7 +179,7 @@ class Steward:
         process, self.process = self.process, None
         if process is None:
             return
-        self._supervisor.forget(process)
+        self._supervisor.forget(process.channel)
         process.channel.flush()
         process.channel.close()
         process.signal(signal.SIGTERM)

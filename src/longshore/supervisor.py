@@ -23,7 +23,7 @@ import os
 import selectors
 import signal
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from longshore.anchorage import Anchorage
@@ -35,6 +35,7 @@ from longshore.events import (
     ServerDraining,
     ServerStarted,
     ServerStopped,
+    Upgraded,
     UpgradeFailed,
     Upgrading,
     WorkerCrashed,
@@ -42,6 +43,8 @@ from longshore.events import (
     WorkerReady,
     WorkerRetiring,
 )
+from longshore.logfiles import reopen_logs
+from longshore.mainstay import Mainstay
 from longshore.meter import COUNTERS, GAUGES, HISTOGRAMS
 from longshore.pidfile import PidFile
 from longshore.places import Places
@@ -55,7 +58,7 @@ from longshore.signalling import SignalQueue
 from longshore.steward import Steward
 from longshore.subscribers import Subscribers
 from longshore.upgrade import Heritage, Successor, refusal
-from longshore.workers import BEAT, Assignment, reopen_logs, work
+from longshore.workers import BEAT, Assignment, work
 from longshore.workforce import ChildProcess, cause_of, reap_orphans
 
 if TYPE_CHECKING:
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from longshore.events import Event
     from longshore.liaison import Control
     from longshore.listeners import Listener
+    from longshore.mainstay import Source
     from longshore.plans import Plan
 
 __all__ = ("Supervisor",)
@@ -94,9 +98,10 @@ class Supervisor:
     Args:
         load: reads the configuration, at first and at each reload.
         control: a process that is told of the workers, and may command them; see `liaison.py`.
+        broker: a process that the workers depend on, which is started again if it ends.
     """
 
-    def __init__(self, load: Callable[[], Plan], control: Control | None = None) -> None:
+    def __init__(self, load: Callable[[], Plan], control: Control | None = None, broker: Source | None = None) -> None:
         self.plan = load()
         self.wanted = self.plan.workers.count
         self._subscribers = Subscribers()
@@ -125,6 +130,7 @@ class Supervisor:
         self._abandoned: list[str] = []
         self.report: DrainReport | None = None
         self.steward = None if control is None else Steward(self, control)
+        self._mainstay = Mainstay(self, broker)
         self._heritage: Heritage | None = None
         self._successor: Successor | None = None
         #: Whether another program has the sockets.
@@ -154,7 +160,8 @@ class Supervisor:
             self.anchorage.keep(self.plan.targets)
             self._places = Places(self.region, self.wanted)
             self._selector = selectors.DefaultSelector()
-            self._selector.register(self._signals, selectors.EVENT_READ)
+            self.watch(self._signals, self._heed)
+            self._mainstay.watch()
             # What is there now is the same in every worker: not looked at again, its memory stays shared.
             gc.collect()
             gc.freeze()
@@ -167,15 +174,7 @@ class Supervisor:
 
     def _step(self) -> None:
         for key, _ in self._selector.select(self._patience()):
-            if key.fileobj is self._signals:
-                for number in self._signals.read():
-                    self._signalled(number)
-            elif key.fileobj is self._successor:
-                self._succeed()
-            elif self.steward is not None and key.data is self.steward.process:
-                self.steward.hear()
-            else:
-                self._hear(key.data)
+            key.data()
         if self.steward is not None:
             self.steward.bury()
         for worker in list(self.workers.values()):
@@ -200,7 +199,8 @@ class Supervisor:
     def _patience(self) -> float | None:
         """Seconds until there is something to do even if nothing happens."""
         now = time.monotonic()
-        due = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None] + self.chores.due
+        due = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None]
+        due += self.chores.due + self._mainstay.due
         if len(self._staying()) < self.wanted and self.state != "ending":
             due.append(self.brake.not_before)
         if self.state == "serving" and not self.reloads.is_open:
@@ -218,14 +218,14 @@ class Supervisor:
         control = None if self.steward is None else self.steward.process
         return [*self.workers.values(), *([] if control is None else [control])]
 
-    def watch(self, child: ChildProcess) -> None:
-        """Hear what it says."""
-        self._selector.register(child.channel, selectors.EVENT_READ, child)
+    def watch(self, source: Any, heard: Callable[[], object]) -> None:
+        """Call `heard` while there is something to read."""
+        self._selector.register(source, selectors.EVENT_READ, heard)
 
-    def forget(self, child: ChildProcess) -> None:
-        """Hear it no more; again does nothing."""
+    def forget(self, source: Any) -> None:
+        """Watch it no more; again does nothing."""
         with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(child.channel)
+            self._selector.unregister(source)
 
     def become_child(self) -> None:
         """In a child that serves nothing of ours: close what is the supervisor's."""
@@ -245,14 +245,7 @@ class Supervisor:
             raise self._error
         since = self._ending_since or time.monotonic()
         self.report = DrainReport(self._finished, self._cut, tuple(self._abandoned), time.monotonic() - since)
-        self.emit(
-            ServerStopped(
-                finished=self.report.finished,
-                cut=self.report.cut,
-                abandoned=self.report.abandoned,
-                seconds=self.report.seconds,
-            )
-        )
+        self.emit(ServerStopped(**asdict(self.report)))
         return self.report
 
     def _close(self) -> None:
@@ -276,26 +269,27 @@ class Supervisor:
 
     # -- signals ---------------------------------------------------------------------------------------------
 
-    def _signalled(self, number: int) -> None:
-        match number:
-            case signal.SIGTERM | signal.SIGINT:
-                self._asked += 1
-                if self._asked == 1:
-                    self.drain()
-                else:
+    def _heed(self) -> None:
+        for number in self._signals.read():
+            match number:
+                case signal.SIGTERM | signal.SIGINT:
+                    self._asked += 1
+                    if self._asked == 1:
+                        self.drain()
+                    else:
+                        self.stop()
+                case signal.SIGQUIT:
                     self.stop()
-            case signal.SIGQUIT:
-                self.stop()
-            case signal.SIGHUP:
-                self.reload()
-            case signal.SIGUSR1:
-                self.reopen_logs()
-            case signal.SIGUSR2:
-                self.upgrade()
-            case signal.SIGTTIN:
-                self.resize(self.wanted + 1)
-            case signal.SIGTTOU:
-                self.resize(self.wanted - 1)
+                case signal.SIGHUP:
+                    self.drain() if self._signals.hung_up else self.reload()
+                case signal.SIGUSR1:
+                    self.reopen_logs()
+                case signal.SIGUSR2:
+                    self.upgrade()
+                case signal.SIGTTIN:
+                    self.resize(self.wanted + 1)
+                case signal.SIGTTOU:
+                    self.resize(self.wanted - 1)
 
     # -- verbs: what signals and the control process ask for --------------------------------------------------
 
@@ -340,6 +334,7 @@ class Supervisor:
     def reopen_logs(self) -> None:
         """Have every process open its log files anew."""
         reopen_logs()
+        self.tell("reopen-logs")
         for worker in self.workers.values():
             worker.send({"do": "reopen-logs"})
 
@@ -354,17 +349,18 @@ class Supervisor:
         except (OSError, ConfigError) as error:
             self.emit(UpgradeFailed(reason=words(error)))
             return
-        self._selector.register(self._successor, selectors.EVENT_READ)
+        self.watch(self._successor, self._succeed)
         self.emit(Upgrading(pid=self._successor.pid))
 
     def _succeed(self) -> None:
         """The new program serves, or has failed."""
         successor, self._successor = self._successor, None
         assert successor is not None
-        self._selector.unregister(successor)
+        self.forget(successor)
         if successor.is_ready():
             self._handed_over = True
             self.anchorage.hand_over()
+            self.emit(Upgraded(pid=successor.pid))
             self.drain()
         else:
             self.emit(UpgradeFailed(reason=successor.failure()))
@@ -402,13 +398,13 @@ class Supervisor:
                     worker.report = message
                     worker.kill_at = time.monotonic() + BEYOND
         if worker.channel.ended:
-            self.forget(worker)
+            self.forget(worker.channel)
 
     def _bury(self, worker: ChildProcess) -> None:
         """A worker has ended: give back its places and figures, and note what follows."""
         if not worker.channel.ended:
             self._hear(worker)
-        self.forget(worker)
+        self.forget(worker.channel)
         lost = self.region.row("held")[worker.slot]
         self.region.free_slot(worker.slot)
         self._places.bury(worker.slot)
@@ -449,9 +445,9 @@ class Supervisor:
         reason = failure.get("error") or cause_of(worker.status or 0)
         young = was == "starting" or time.monotonic() - worker.ready_at < YOUNG
         pause = self.brake.died(time.monotonic(), early=young)
-        stack = "" if worker.blocked_since is not None else worker.stack()
+        stack = "" if worker.blocked_since is not None else worker.stack() or failure.get("raised", "")
         if self.state == "starting" and was == "starting":
-            if self.brake.deaths >= BRAKE:
+            if failure.get("is_mistake") or self.brake.deaths >= BRAKE:
                 self._give_up(failure, reason, stack)
                 return
         elif self.reloads.is_open and worker.generation == self.generation:
@@ -464,17 +460,17 @@ class Supervisor:
                 reason=reason,
                 connections=lost,
                 retry_in=pause,
-                stack=stack or failure.get("trace", ""),
+                stack=stack,
             )
         )
 
     def _give_up(self, failure: dict[str, Any], reason: str, stack: str) -> None:
         """The start has failed: end with what the last worker said."""
-        trace = failure.get("trace", "") or stack
-        self._error = LongshoreError(
-            f"{BRAKE} workers ended before they were ready, the last one: {reason}", hint=failure.get("hint", "")
-        )
-        if trace:
+        told = f"{BRAKE} workers ended before they were ready, the last one: {reason}"
+        # A mistake would be made again by every worker, and is told as without them.
+        is_mistake, hint = failure.get("is_mistake"), failure.get("hint", "")
+        self._error = ConfigError(reason, hint=hint) if is_mistake else LongshoreError(told, hint=hint)
+        if trace := failure.get("trace") or stack:
             self._error.add_note(trace)
         self.stop()
 
@@ -485,6 +481,7 @@ class Supervisor:
 
     def _mend(self) -> None:
         """Start who is missing, and let go who is too many or to be replaced."""
+        self._mainstay.mend()
         if self.state == "ending":
             return
         if self.steward is not None:
@@ -501,7 +498,7 @@ class Supervisor:
                     self._give_up({}, words(error), "")
                 return
         ready = [item for item in staying if item.state == "ready"]
-        for worker in sorted(ready, key=lambda item: item.slot)[self.wanted :]:
+        for worker in sorted(ready, key=lambda item: item.place)[self.wanted :]:
             worker.leaving = "there are more workers than wanted"
         if len(ready) < self.wanted:
             return
@@ -569,6 +566,7 @@ class Supervisor:
             work(
                 Assignment(
                     slot=slot,
+                    place=place,
                     places=self._places,
                     channel=channel,
                     stacks=stacks,
@@ -587,7 +585,7 @@ class Supervisor:
             raise
         self.region.row("pid")[slot] = worker.pid
         self.workers[slot] = worker
-        self.watch(worker)
+        self.watch(worker.channel, lambda: self._hear(worker))
         if self.steward is not None:
             self.steward.introduce(worker)
         return worker

@@ -63,6 +63,10 @@ class Notifier:
         """
         return self._send({"RELOADING": "1", "MONOTONIC_USEC": str(time.clock_gettime_ns(1) // 1000)}, status)
 
+    def succeeded_by(self, pid: int) -> bool:
+        """Another process is the service from now on (MAINPID=), and the end of this one is not its end."""
+        return self._send({"MAINPID": str(pid)})
+
     def stopping(self, status: str = "") -> bool:
         """Shutdown begins (STOPPING=1)."""
         return self._send({"STOPPING": "1"}, status)
@@ -157,6 +161,8 @@ class Herald:
                 notifier.ready(f"serving, generation {event.generation}")
             case events.ReloadFailed():
                 notifier.ready(f"serving; the last reload failed: {event.reason}")
+            case events.Upgraded():
+                notifier.succeeded_by(event.pid)
             case events.ServerDraining():
                 notifier.stopping(f"draining {event.connections} connections")
             case events.ServerStopped():

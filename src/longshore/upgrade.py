@@ -50,10 +50,13 @@ class Successor:
             lock = listener.lock
             inherited += [listener.socket.fileno(), *([] if lock is None else [lock])]
             sockets.append((listener.socket.fileno(), target, listener.url, lock))
+        environment = dict(os.environ)
+        # systemd asks whoever is the service's main process for signs of life, and that is the new program soon.
+        environment.pop("WATCHDOG_PID", None)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],
-                env=os.environ | {VARIABLE: json.dumps({"sockets": sockets, "ready": writer})},
+                env=environment | {VARIABLE: json.dumps({"sockets": sockets, "ready": writer})},
                 pass_fds=inherited,
             )
         except BaseException:

@@ -25,8 +25,9 @@ import traceback
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from longshore.errors import LongshoreError
+from longshore.errors import ConfigError, LongshoreError
 from longshore.events import ServerAnnounced, ServerDraining, ServerStarted
+from longshore.logfiles import reopen_logs
 from longshore.meter import Meter
 from longshore.places import LOOK_AGAIN, SharedGate
 from longshore.tally import SharedPeerGate
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from longshore.places import Places
     from longshore.privileges import Identity
 
-__all__ = ("Assignment", "reopen_logs", "work")
+__all__ = ("Assignment", "work")
 
 #: Seconds between two signs of life, at most.
 BEAT = 1.0
@@ -53,6 +54,8 @@ class Assignment:
     """What a worker is forked with."""
 
     slot: int
+    place: int
+    """The lowest number that no other worker has which is to stay."""
     places: Places
     channel: Channel
     stacks: int
@@ -102,12 +105,19 @@ def _complain(channel: Channel, error: BaseException) -> None:
     """Tell the supervisor what this worker dies of."""
     known = isinstance(error, LongshoreError)
     text = str(error) if known else f"{type(error).__name__}: {error}"
-    trace = "" if known else "".join(traceback.format_exception(error))
+    trace = "".join(traceback.format_exception(error))
+    message = {
+        "say": "failed",
+        "error": text[:8000],
+        "hint": getattr(error, "hint", ""),
+        "is_mistake": isinstance(error, ConfigError),
+        "trace": trace[-8000:],
+        # Where an error was raised is told only of those that do not say what is wrong.
+        "raised": "" if known else trace[-2000:],
+    }
     channel.socket.setblocking(True)
     with contextlib.suppress(Exception):
-        channel.send(
-            {"say": "failed", "error": text[:8000], "hint": getattr(error, "hint", ""), "trace": trace[-32000:]}
-        )
+        channel.send(message)
 
 
 class _Worker:
@@ -133,12 +143,14 @@ class _Worker:
     def _serve(self, server: Any) -> None:
         places, slot = self._given.places, self._given.slot
         self._gate = server.admission.share(
-            functools.partial(SharedGate, places, slot), functools.partial(SharedPeerGate, places, slot)
+            functools.partial(SharedGate, places, slot),
+            functools.partial(SharedPeerGate, places, slot),
+            self._given.place,
         )
         server.subscribe(self._meter)
         server.subscribe(self._on_event)
         signal.signal(signal.SIGTERM, lambda *_: server.drain())
-        signal.signal(signal.SIGUSR1, lambda *_: reopen_logs())
+        signal.signal(signal.SIGUSR1, lambda *_: server.reactor is not None and server.reactor.post(reopen_logs))
         server.serve_forever()
         if self._error is not None:
             raise self._error
@@ -268,20 +280,3 @@ class _Descriptor:
 
     def fileno(self) -> int:
         return self._fd
-
-
-def reopen_logs() -> None:
-    """Have every `logging.FileHandler` of this process open its file anew, after a log was rotated."""
-    import logging
-
-    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
-    for handler in {handler for logger in loggers for handler in logger.handlers}:
-        if isinstance(handler, logging.FileHandler):
-            handler.acquire()
-            try:
-                # As `close`, but the handler goes on: its next record opens the file that has the name then.
-                stream, handler.stream = handler.stream, None
-                if stream is not None:
-                    stream.close()
-            finally:
-                handler.release()

@@ -141,6 +141,13 @@ def test_a_framing_of_ones_own_is_taken_by_module_and_name(serving, run, app):
             assert told.stdout == b"got a\ngot b\n"
 
 
+def test_a_proxy_is_believed_that_the_command_line_trusts(serving, run, app):
+    (app / "who.py").write_text("def who(connection):\n    connection.sendall(f'{connection.peer}'.encode())\n")
+    with serving("who.py", "--bind", "tcp://127.0.0.1:0", "--proxy-trusted", "127.0.0.0/8", cwd=app) as server:
+        assert run("connect", server.url, "--proxy-header", "1").stdout.startswith(b"127.0.0.1:")
+        assert run("connect", server.url, stdin=b"no header\n").stdout == b""
+
+
 def test_a_handler_of_the_standard_library_is_served(serving, run, app):
     with serving("several.py:Old", "--bind", "tcp://127.0.0.1:0", cwd=app) as server:
         assert server.first_line.startswith("longshore: serving Old on tcp://127.0.0.1:")

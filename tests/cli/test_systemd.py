@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import shutil
 import signal
 import socket
@@ -32,14 +33,25 @@ class Manager:
     def hear(self, name):
         """The next message that has `name`, as a dict."""
         while True:
-            data, ancillary, _, _ = self.socket.recvmsg(8192, socket.CMSG_SPACE(64))
-            message = dict(line.split("=", 1) for line in data.decode().split("\n"))
-            for *_, content in ancillary:
-                fds = array.array("i")
-                fds.frombytes(content)
-                self.kept[message["FDNAME"]] = [socket.socket(fileno=fd) for fd in fds]
+            message = self.next()
             if name in message:
                 return message
+
+    def next(self):
+        """The next message."""
+        data, ancillary, _, _ = self.socket.recvmsg(8192, socket.CMSG_SPACE(64))
+        message = dict(line.split("=", 1) for line in data.decode().split("\n"))
+        for *_, content in ancillary:
+            fds = array.array("i")
+            fds.frombytes(content)
+            for former in self.kept.get(message["FDNAME"], ()):
+                former.close()
+            self.kept[message["FDNAME"]] = [socket.socket(fileno=fd) for fd in fds]
+        return message
+
+    def said_since(self):
+        """Whether something is waiting to be heard."""
+        return bool(select.select([self.socket], [], [], 0)[0])
 
     def close(self):
         self.socket.close()
@@ -88,6 +100,50 @@ def test_systemd_is_told_when_a_reload_begins_and_ends_and_how(serving, app, man
         manager.hear("RELOADING")
         assert "the last reload failed" in manager.hear("READY")["STATUS"]
         call(server.url)
+
+
+@pytest.mark.parametrize("workers", WORKERS, ids=["one process", "workers"])
+def test_a_reload_is_begun_and_ended_even_if_nothing_can_be_read(serving, app, manager, tmp_path, workers):
+    environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+    with serving("echo.py", "--bind", "tcp://127.0.0.1:0", *workers, cwd=app, **environ) as server:
+        manager.hear("READY")
+        (app / "longshore.toml").write_text("[limit]\n")
+        asked = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        os.kill(server.pid, signal.SIGHUP)
+        # Type=notify-reload takes no READY=1 for the end of what has not begun, and waits until its timeout.
+        message = manager.next()
+        assert int(message["MONOTONIC_USEC"]) >= asked
+        assert message["RELOADING"] == "1"
+        assert "no table [limit]" in manager.next()["STATUS"]
+        (app / "longshore.toml").unlink()
+        os.kill(server.pid, signal.SIGHUP)
+        manager.hear("RELOADING")
+        assert manager.hear("READY")["STATUS"] == "serving, generation 2"
+
+
+def test_an_upgrade_makes_the_new_program_the_service_which_goes_on_with_the_signs_of_life(
+    command, environment, app, manager, tmp_path
+):
+    # WATCHDOG_PID is the process that systemd has started, as $$ is.
+    words = " ".join([*command, "serve", "echo.py", "--bind", "tcp://127.0.0.1:0", "--workers", "2"])
+    environ = environment(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="200000")
+    with subprocess.Popen(
+        ["/bin/bash", "-c", f"export WATCHDOG_PID=$$; exec {words}"], cwd=app, env=environ, stderr=subprocess.DEVNULL
+    ) as process:
+        new = process.pid
+        try:
+            manager.hear("READY")
+            process.send_signal(signal.SIGUSR2)
+            new = int(manager.hear("MAINPID")["MAINPID"])
+            manager.hear("STOPPING")
+            assert process.wait(15) == 0
+            # Of whom else, as the old program has ended; but what it said may still be in the queue.
+            while manager.hear("WATCHDOG") and manager.said_since():
+                pass
+            manager.hear("WATCHDOG")
+        finally:
+            os.kill(new, signal.SIGTERM)
+        manager.hear("STOPPING")
 
 
 @pytest.mark.parametrize("workers", WORKERS, ids=["one process", "workers"])

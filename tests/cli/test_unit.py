@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,9 @@ from longshore.errors import ConfigError
 analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 
 
-def units(target="app.py:Echo", *, socket=False, name=None, **values):
+def units(target="app.py:Echo", *, socket=False, name=None, systemd=252, **values):
     texts = {option: text if isinstance(text, list) else [text] for option, text in values.items()}
-    return unit_files(UnitArguments(target, texts, name, socket), "/srv/app", sys.executable)
+    return unit_files(UnitArguments(target, texts, name, socket), "/srv/app", sys.executable, systemd)
 
 
 def settings(text):
@@ -55,6 +56,36 @@ def test_a_port_below_1024_takes_a_capability_and_a_user_takes_the_place_of_the_
     assert found["User"] == "syslog"
     assert "DynamicUser" not in found
     assert "--user" not in found["ExecStart"]
+
+
+def test_a_systemd_that_can_waits_for_the_end_of_a_reload():
+    found = dict(settings(units(bind="tcp://:5000", systemd=253)["app.service"]))
+    assert (found["Type"], found["ReloadSignal"]) == ("notify-reload", "SIGHUP")
+    # Both would send the signal twice.
+    assert "ExecReload" not in found
+    found = dict(settings(units(bind="tcp://:5000", systemd=0)["app.service"]))
+    assert (found["Type"], found["ExecReload"]) == ("notify", "/bin/kill -HUP $MAINPID")
+
+
+@pytest.mark.parametrize(("version", "kind"), [("systemd 257 (257.9-1~deb13u1)", b"notify-reload"), ("", b"notify")])
+def test_which_systemd_it_is_for_is_asked_of_this_machine(run, app, version, kind):
+    systemctl = app / "systemctl"
+    systemctl.write_text(f"#!/bin/sh\necho '{version}'\n")
+    systemctl.chmod(0o755)
+    result = run("unit", "echo.py:echo", "--bind", "tcp://:5000", cwd=app, PATH=f"{app}:{os.environ['PATH']}")
+    assert b"\nType=" + kind + b"\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("/var/log/app/app.log", ("LogsDirectory", "app")),
+        ("/data/app.log", ("ReadWritePaths", "/data")),
+        ("logs/app.log", ("ReadWritePaths", "/srv/app/logs")),
+    ],
+)
+def test_a_log_file_can_be_written_where_it_is(file, line):
+    assert line in settings(units(bind="tcp://:5000", log_file=file)["app.service"])
 
 
 def test_words_are_quoted_as_systemd_reads_them():

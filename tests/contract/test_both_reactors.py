@@ -84,7 +84,7 @@ def settle(server: Any, count: int, meanwhile: Callable[[], object] = lambda: No
         turned.wait()
         meanwhile()
         stream = connections[0]._link.stream
-        if stream.state != "open" or (stream.received == count and not stream.pending):
+        if (stream.state != "open" or stream.received == count) and not stream.pending:
             return
 
 

@@ -345,3 +345,30 @@ def test_a_broadcast_waits_behind_what_a_handler_is_writing_and_is_refused_above
         while len(got) < len(big) + len(news):
             got += client.recv()
     assert got == big + news
+
+
+@pytest.mark.parametrize("strategy", BLOCKING)
+@pytest.mark.parametrize("mode", ["rwb", "rw"])
+def test_a_file_for_both_ways_answers_line_by_line(longshore_server, strategy, mode):
+    def handler(connection):
+        with connection.makefile(mode) as file:
+            while line := file.readline():
+                file.write(line.upper())
+                file.flush()
+
+    server = longshore_server(handler, strategy=strategy)
+    with Client(server.url) as client:
+        assert [client.request(b"one"), client.request(b"two")] == [b"ONE", b"TWO"]
+        client.half_close()
+        assert client.recv_until_closed() == b""
+
+
+@pytest.mark.parametrize("strategy", BLOCKING)
+def test_a_file_has_no_mode_that_files_of_sockets_do_not_have(longshore_server, strategy):
+    def handler(connection):
+        with pytest.raises(ValueError, match="invalid mode 'a'"):
+            connection.makefile("a")
+        connection.sendall(b"refused")
+
+    with Client(longshore_server(handler, strategy=strategy).url) as client:
+        assert client.recv_until_closed() == b"refused"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import socketserver
 import threading
 from typing import Any
@@ -86,6 +88,21 @@ def test_a_half_closed_tls_client_gets_every_reply(shape, serve, certificates):
         assert client.recv_exactly(8) == b"one\ntwo\n"
 
 
+def test_a_half_closed_client_gets_all_of_the_last_reply_before_the_connection_is_closed(framed, serve):
+    size = 8 << 20
+
+    def answer(message: bytes, connection: Any) -> bytes | None:
+        connection.sendall(b"x" * size)
+        connection.close()
+        return None
+
+    server = serve(framed, answer)
+    with Client(server.url) as client:
+        client.send(b"all of it\n")
+        client.half_close()
+        assert len(client.recv_until_closed()) == size
+
+
 def test_a_reply_is_not_destroyed_by_input_that_nobody_reads(framed, serve):
     def answer(message: bytes, connection: Any) -> bytes | None:
         connection.send(b"too much")
@@ -111,6 +128,15 @@ def test_a_class_handler_may_return_without_reading_all(longshore_server, strate
         client.send(b"first\n" + b"unread\n" * 50_000)
         assert client.recv_until_closed() == b"got first\n"
     assert server.events.wait_for(ConnectionClosed).cause == "finished"
+
+
+@pytest.mark.parametrize("strategy", ["threads", "green", "inline", "processes"])
+def test_a_class_may_come_with_some_of_its_arguments(longshore_server, tmp_path, strategy):
+    (tmp_path / "greeting").write_bytes(b"hello")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with Client(longshore_server(handler, strategy=strategy).url) as client:
+        client.send(b"GET /greeting HTTP/1.0\r\n\r\n")
+        assert client.recv_until_closed().endswith(b"\r\n\r\nhello")
 
 
 def test_many_clients_at_once_get_their_own_answers(together, serve):

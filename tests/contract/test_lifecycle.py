@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from longshore import ClosedError, Limits, Lines, MessageHandler, Server, Timeouts
+from longshore import ClosedError, ConfigError, Limits, Lines, MessageHandler, Server, Timeouts
 from longshore.events import (
     ConnectionClosed,
     ConnectionOpened,
@@ -59,6 +59,14 @@ def wait_for_a_turn(server):
     turned = threading.Event()
     server.reactor.post(turned.set)
     assert turned.wait(10)
+
+
+def test_a_server_that_could_not_be_made_is_in_nobodys_way(together, serve):
+    with pytest.raises(ConfigError) as kept:
+        Server(lambda connection: None, "tcp://127.0.0.1:0", strategy="reactor")
+    with Client(serve(together).url) as client:
+        assert client.request(b"hello") == b"hello"
+    assert kept.tb is not None  # and with it what was half made
 
 
 def test_drain_closes_idle_connections_at_once(shape, serve):

@@ -194,7 +194,7 @@ def test_iterating_a_file_leaves_the_rest_to_others():
 
 
 def test_a_line_without_an_end_leaves_the_iteration(monkeypatch):
-    monkeypatch.setattr("longshore.connection.FILE_LINE", 10)
+    monkeypatch.setattr("longshore.files.FILE_LINE", 10)
 
     def handler(connection: Any) -> None:
         with pytest.raises(MessageTooLarge):

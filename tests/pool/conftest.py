@@ -9,7 +9,8 @@ import pytest
 
 from longshore.shared import Pool
 from longshore.testing import _settle_event_loops, no_leaks
-from pool.places import running_cluster
+from pool import tasks
+from pool.places import PATIENCE, running_cluster
 
 
 def pytest_generate_tests(metafunc):
@@ -50,3 +51,17 @@ def make_pool(place, clusters):
             return pool
 
         yield make
+
+
+@pytest.fixture
+def make_warm(make_pool):
+    """Make pools whose processes are there already: what a server starts it is asked for."""
+
+    def make(place, **options):
+        pool = make_pool(place, **options)
+        while pool.statistics().processes < place:
+            for future in [pool.submit(tasks.sleep, 0.05) for _ in range(min(place, pool._room.limit))]:
+                future.result(PATIENCE)
+        return pool
+
+    return make

@@ -21,6 +21,10 @@ def add(first, second=0):
     return first + second
 
 
+def divide(pair):
+    return pair[0] / pair[1]
+
+
 def pid(*_):
     return os.getpid()
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from longshore import WorkerDied
 from pool import tasks
+from pool.killing import kill_inside, kill_outside
 from pool.places import PATIENCE, gone, local_only, text_of
 
 MIB = 1 << 20
-#: `make stress` asks for more.
-ROUNDS = int(os.environ.get("LONGSHORE_STRESS", "1"))
 
 
 @pytest.mark.parametrize(
@@ -97,39 +94,14 @@ def test_a_process_that_is_killed_while_it_is_idle_costs_nothing(make_pool):
 
 @pytest.mark.slow
 @local_only
-@pytest.mark.parametrize("seed", range(ROUNDS))
-def test_of_a_thousand_tasks_just_those_fail_whose_process_was_killed(make_pool, seed):
-    pool = make_pool(2)
-    numbers = range(1000 * seed, 1000 * (seed + 1))
-    futures = {number: pool.submit(tasks.maybe_die, number, 0.05) for number in numbers}
-    failed = {number for number, future in futures.items() if future.exception(PATIENCE) is not None}
-    assert failed == tasks.deaths_among(numbers, 0.05)
-    assert all(isinstance(futures[number].exception(), WorkerDied) for number in failed)
-    assert all(futures[number].result() == number for number in set(numbers) - failed)
+def test_of_a_thousand_tasks_just_those_fail_whose_process_was_killed(make_pool):
+    kill_inside(make_pool(2), 0)
 
 
 @pytest.mark.slow
 @local_only
-@pytest.mark.parametrize("seed", range(ROUNDS))
-def test_kills_from_outside_at_any_moment_cost_at_most_one_task_each(make_pool, seed):
-    pool = make_pool(2)
-    chance = random.Random(seed)
-    futures = [pool.submit(tasks.result_of, chance.choice((0, 1000, 300_000))) for _ in range(1000)]
-    kills = 0
-    while not all(future.done() for future in futures):
-        pids = pool._backend.pids()
-        if pids:
-            try:
-                os.kill(chance.choice(pids), signal.SIGKILL)
-                kills += 1
-            except ProcessLookupError:
-                pass
-        # Which moment it hits is left to chance on purpose.
-        time.sleep(chance.random() * 0.02)
-    failed = [future for future in futures if future.exception() is not None]
-    assert all(isinstance(future.exception(), WorkerDied) for future in failed)
-    assert len(failed) <= kills
-    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+def test_kills_from_outside_at_any_moment_cost_at_most_one_task_each(make_pool):
+    kill_outside(make_pool(2), 0)
 
 
 @local_only

@@ -18,20 +18,6 @@ from pool import tasks
 from pool.places import PATIENCE, gone, text_of
 
 
-@pytest.fixture
-def make_warm(make_pool):
-    """Make pools whose processes are there already: what a server starts it is asked for."""
-
-    def make(place, **options):
-        pool = make_pool(place, **options)
-        while pool.statistics().processes < place:
-            for future in [pool.submit(tasks.sleep, 0.05) for _ in range(min(place, pool._room.limit))]:
-                future.result(PATIENCE)
-        return pool
-
-    return make
-
-
 def squared(connection):
     """A blocking handler, for every strategy that has such: one number a line."""
     for line in connection:

@@ -62,6 +62,46 @@ def test_a_killed_holder_lets_go_at_once_and_the_next_one_knows(place, program):
     assert lock.fence > fence
 
 
+def test_a_local_holder_that_is_stopped_keeps_what_it_holds_and_goes_on_with_it():
+    with broker(), stopped_holder() as holder:
+        lock = shared.Lock("l")
+        assert not lock.acquire(timeout=0)
+        assert shared.Queue("q").qsize() == 0
+        with pytest.raises(queue.Empty):
+            shared.Queue("q").get(timeout=0)
+        holder.send_signal(signal.SIGCONT)
+        # It releases when it wakes, in order.
+        assert lock.acquire(timeout=10)
+        assert not lock.recovered
+        assert shared.Queue("q").join(timeout=10)
+
+
+def test_a_local_holder_that_is_killed_while_it_is_stopped_lets_go_at_once():
+    with broker(), stopped_holder() as holder:
+        lock = shared.Lock("l")
+        assert not lock.acquire(timeout=0)
+        holder.kill()
+        assert lock.acquire(timeout=5)
+        assert lock.recovered
+        assert shared.Queue("q").get(timeout=5) == "job"
+
+
+@contextlib.contextmanager
+def stopped_holder():
+    """A process with a lock and a delivery, stopped by SIGSTOP; when it goes on it gives both back."""
+    shared.Queue("q").put("job")
+    code = (
+        "import os, signal\nfrom longshore import shared\nl = shared.Lock('l'); l.acquire()\n"
+        "d = shared.Queue('q').get(ack=True)\nos.kill(os.getpid(), signal.SIGSTOP)\nd.ack(); l.release(); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        try:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            yield process
+        finally:
+            process.kill()
+
+
 def test_slots_and_deliveries_of_a_killed_process_come_back(place, program):
     shared.Queue("q").put("job")
     holder = program(
@@ -81,8 +121,8 @@ def test_slots_and_deliveries_of_a_killed_process_come_back(place, program):
 def test_a_socket_that_a_child_has_inherited_does_not_keep_the_lock_of_a_dead_parent(place, program):
     parent = program(
         "l = shared.Lock('l'); l.acquire()\n"
-        "if os.fork() == 0: print(os.getpid(), flush=True); time.sleep(30); os._exit(0)\n"
-        "print('ready', flush=True); time.sleep(60)"
+        "if os.fork() == 0: os.write(1, b'%d\\n' % os.getpid()); time.sleep(30); os._exit(0)\n"
+        "os.write(1, b'ready\\n'); time.sleep(60)"
     )
     child = int(sorted(parent.stdout.readline() for _ in range(2))[0])
     try:
@@ -251,8 +291,9 @@ def test_garbage_from_one_client_harms_no_other():
         noisy.connect(str(made.directory / "socket"))
         noisy.sendall(encode_request(HELLO, 1, (made.directory / "key").read_bytes(), 0, 0, 0, ()))
         noisy.recv(1000)
-        noisy.sendall((40).to_bytes(4, "little") + random.Random(1).randbytes(40))
-        noisy.sendall((3).to_bytes(4, "little") + b"abc")
+        # At once, as the broker hangs up on the first of them.
+        garbage = (random.Random(1).randbytes(40), b"abc")
+        noisy.sendall(b"".join(len(part).to_bytes(4, "little") + part for part in garbage))
         with contextlib.suppress(ConnectionResetError):
             while noisy.recv(1000):
                 pass

@@ -58,6 +58,23 @@ def test_an_rlock_is_free_once_it_was_released_as_often_as_acquired(place):
     assert in_thread(lambda: lock.acquire(0) and (lock.release() or True))()
 
 
+def test_a_semaphore_of_no_slots_is_a_signal_that_anybody_sends_and_one_takes_for_good(place):
+    signal = shared.Semaphore("x", 0)
+    waiter = in_thread(signal.acquire, 10)
+    in_thread(signal.release)()
+    assert waiter()
+    assert not signal.acquire(timeout=0)
+    signal.release()
+    assert signal.free == 1
+    # The thread that takes it ends, and it does not come back.
+    assert in_thread(signal.acquire, 10)()
+    assert signal.free == 0
+    assert not pickle.loads(pickle.dumps(signal)).acquire(timeout=0)
+    with pytest.raises(NotHeld) as caught:
+        shared.Semaphore("y", 1).release()
+    assert "Semaphore(name, 0)" in caught.value.hint
+
+
 def test_a_semaphore_has_its_slots(place):
     semaphore = shared.Semaphore("x", 2)
     assert semaphore.acquire()
@@ -217,6 +234,8 @@ def test_a_dict_is_a_mapping(place):
     with pytest.raises(KeyError):
         data["b"]
     assert data == {"a": 1, 2: "two", (1, "x"): None}
+    data |= {"a": 2}
+    assert data["a"] == 2
     data.clear()
     assert not data
 
@@ -246,6 +265,9 @@ def test_a_counter_counts_for_all(place):
     assert counter.add(0) == 5
     with pytest.raises(LimitExceeded):
         counter.add(2**63 - 1)
+    with pytest.raises(TypeError):
+        counter.add(1.5)
+    assert counter.value == 5
 
 
 def test_other_parameters_for_a_known_name_show_both(place, program):
@@ -257,6 +279,31 @@ def test_other_parameters_for_a_known_name_show_both(place, program):
     with pytest.raises(ConfigError, match=r"value=2.*value=3"):
         shared.Semaphore("x", 3)
     shared.Queue("x").put(1)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: shared.Semaphore("n", 1.5),
+        lambda: shared.Semaphore("n", -1),
+        lambda: shared.Barrier("n", "2"),
+        lambda: shared.Barrier("n", 0),
+        lambda: shared.Queue("n", None),
+        lambda: shared.Queue("n", 1 << 60),
+        lambda: shared.Topic("n").subscribe("all"),
+        lambda: shared.Topic("n").subscribe(0),
+        lambda: shared.Condition("n").notify("x"),
+    ],
+)
+def test_what_is_no_count_or_no_name_is_refused_by_its_name(place, made):
+    with pytest.raises(ConfigError, match="'n'"):
+        made()
+
+
+def test_a_lock_has_a_name_and_no_parameters():
+    for kind in (shared.Lock, shared.RLock, shared.Event, shared.Condition, shared.Counter, shared.Topic, shared.Dict):
+        with pytest.raises(TypeError):
+            kind("n", "more")
 
 
 def test_what_cannot_be_serialised_is_named(place):

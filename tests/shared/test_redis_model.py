@@ -16,12 +16,26 @@ from longshore.shared.redis import RedisPlace
 from longshore.shared.wire import CANCEL, END, encode_request, read_reply
 
 EXAMPLES = int(os.environ.get("LONGSHORE_ROUNDS", "25"))
-PARAMETERS = {"L": b"", "S": b"value=2", "E": b"", "C": b"", "B": b"parties=3", "Q": b"maxsize=2", "P": b"", "D": b""}
+PARAMETERS = {
+    "L": b"",
+    "S": b"value=2",
+    "S0": b"value=0",
+    "E": b"",
+    "C": b"",
+    "B": b"parties=3",
+    "Q": b"maxsize=2",
+    "P": b"",
+    "D": b"",
+}
 #: Verbs that nobody waits for the reply of.
 TOLD = {Verb.RELEASE}
 #: Verbs, with the type, a number and fields; a number of None is that of a delivery that was got before.
 VERBS = [
-    *[(kind, verb, 0, ()) for kind in "LSC" for verb in (Verb.ACQUIRE, Verb.ACQUIRE, Verb.RELEASE, Verb.LOCKED)],
+    *[
+        (kind, verb, 0, ())
+        for kind in ("L", "S", "S0", "C")
+        for verb in (Verb.ACQUIRE, Verb.ACQUIRE, Verb.RELEASE, Verb.LOCKED)
+    ],
     *[("C", verb, number, ()) for verb, number in ((Verb.WAIT, 0), (Verb.NOTIFY, 1), (Verb.NOTIFY, -1))],
     *[("E", verb, 0, ()) for verb in (Verb.SET, Verb.CLEAR, Verb.IS_SET, Verb.AWAIT_SET)],
     *[("B", verb, 0, ()) for verb in (Verb.ARRIVE, Verb.ARRIVE, Verb.ABORT, Verb.RESET, Verb.BARRIER_STATE)],

@@ -17,7 +17,7 @@ import trustme
 from longshore import shared
 from longshore.errors import AddressError, BrokerLost, ClosedError, ConfigError, PermissionNeeded
 from longshore.shared.places import FENCE_BITS, Status, Verb
-from longshore.shared.redis import RedisPlace
+from longshore.shared.redis import RedisPlace, courier
 
 LOCK, QUEUE, DICT = b"Lledger", b"Qjobs", b"Dcities"
 
@@ -297,16 +297,26 @@ def test_what_a_killed_process_did_not_acknowledge_is_delivered_again(join, redi
 
 
 @pytest.mark.slow
-def test_an_item_that_was_sent_to_one_who_never_read_it_goes_to_another(join, redis_server):
+def test_an_item_and_a_signal_that_were_sent_to_one_who_never_read_them_go_to_another(join, redis_server):
     place = join()
-    with Child(f"{redis_server.url}?lease=1", "place.ask(Verb.GET, QUEUE, 1, 0, None)") as child:
+    done = b"Sdone"
+    place.ask(Verb.DECLARE, done, fields=(b"value=0",))
+    code = """
+        place.start(print, Verb.ACQUIRE, b"Sdone", 1, 0, None)
+        place.ask(Verb.GET, QUEUE, 1, 0, None)
+    """
+    with Child(f"{redis_server.url}?lease=1", code) as child:
+        stands_in_line(place, redis_server, "wSdone", 1)
         stands_in_line(place, redis_server, "gQjobs", 1)
-        # Stopped, so that the item lies in its socket's buffer when it dies.
+        # Stopped, so that both lie in its socket's buffer when it dies.
         child.signal(signal.SIGSTOP)
         place.ask(Verb.PUT, QUEUE, fields=(b"item",))
+        place.tell(Verb.RELEASE, done, 1)
         assert place.ask(Verb.SIZE, QUEUE).number == 0
+        assert place.ask(Verb.LOCKED, done).number == 0
         child.signal(signal.SIGKILL)
         assert place.ask(Verb.GET, QUEUE, 1, 0, 10).fields[0] == b"item"
+        assert place.ask(Verb.ACQUIRE, done, 1, 0, 10).status == Status.OK
 
 
 @pytest.mark.slow
@@ -464,6 +474,20 @@ def test_every_waiter_hears_within_a_second_that_the_server_was_killed(own_redis
     again = join(server.url)
     assert again.epoch > place.epoch
     assert again.ask(Verb.ACQUIRE, LOCK, 1).number > fence
+
+
+@pytest.mark.slow
+def test_who_waits_hears_that_the_server_has_fallen_silent(own_redis, join, monkeypatch):
+    monkeypatch.setattr(courier, "_PROBE", 0.02)
+    server = own_redis()
+    place = join(f"{server.url}?socket_timeout=0.1")
+    waiter = Waiter(place, Verb.GET, QUEUE, 1, 0, None)
+    stands_in_line(place, server, "gQjobs", 1)
+    server.process.send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    assert isinstance(waiter.result(), BrokerLost)
+    # A third of its lease is 3.3 s.
+    assert time.monotonic() - stopped < 2
 
 
 @pytest.mark.slow

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
+from functools import partial
 
 import pytest
 
-from longshore import MessageHandler, shared
+from longshore import MessageHandler, Server, WouldBlock, connect, shared, socketserver
 from longshore.framing import Lines
+from shared.test_primitives import in_thread
 
 pytestmark = pytest.mark.slow
 
@@ -92,13 +96,27 @@ def test_async_handlers_await(place, serving):
 @pytest.mark.parametrize("kind", ["reactor", "async"])
 def test_where_nothing_may_wait_a_wait_is_refused_and_the_cure_named(place, serving, kind):
     def look():
-        refused = []
-        for wait in (shared.Lock("l").acquire, shared.Queue("q").get, shared.Event("e").wait, shared.Queue("b", 1).put):
-            try:
-                wait(*([1] if wait.__name__ == "put" else []))
-            except Exception as error:
-                refused.append(f"{type(error).__name__} {error.hint}")
-        return refused
+        pipe, condition = shared.Pipe("p", 0), shared.Condition("c")
+        condition.acquire(timeout=0)
+        waits = {
+            shared.Lock("l").acquire: "Lock.aacquire()",
+            shared.Semaphore("s").acquire: "Semaphore.aacquire()",
+            shared.Event("e").wait: "Event.await_set()",
+            condition.wait: "Condition.await_notified()",
+            shared.Barrier("b", 2).wait: "Barrier.await_all()",
+            shared.Queue("q").get: "Queue.aget()",
+            shared.Queue("q").join: "Queue.ajoin()",
+            partial(shared.Queue("b", 1).put, 1): "Queue.aput()",
+            shared.Topic("t").subscribe().get: "Topic.subscribe().aget()",
+            pipe.recv: "Pipe.arecv()",
+            partial(pipe.send, 1): "Pipe.asend()",
+        }
+        cures = []
+        for wait, twin in waits.items():
+            with pytest.raises(WouldBlock) as refused:
+                wait()
+            cures.append([refused.value.hint, twin])
+        return cures
 
     if kind == "reactor":
 
@@ -111,10 +129,8 @@ def test_where_nothing_may_wait_a_wait_is_refused_and_the_cure_named(place, serv
 
     client = serving(handler, kind, framing=Lines())
     client.send(b"go")
-    refused = said(client)
-    assert len(refused) == 4
-    assert all(line.startswith("WouldBlock ") for line in refused)
-    assert ("Await Lock.aacquire()" if kind == "async" else 'strategy="threads"') in refused[0]
+    for cure, twin in said(client):
+        assert (twin if kind == "async" else 'strategy="threads"') in cure
 
 
 def test_what_never_waits_may_be_done_on_the_reactor(place, serving):
@@ -240,3 +256,58 @@ def test_a_signal_handler_may_use_the_primitives_while_its_thread_waits(place):
         assert shared.Counter("c").value == 1
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("kind", ["TCPServer", "ThreadingTCPServer", "GreenTCPServer"])
+def test_a_handler_of_socketserver_waits_and_what_it_holds_is_released_when_it_ends(place, kind):
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            shared.Event("go").wait(10)
+            self.wfile.write(b"%d\n" % shared.Lock("x").acquire(timeout=5))
+
+    with getattr(socketserver, kind)(("127.0.0.1", 0), Handler) as server:
+        serving = in_thread(server.serve_forever)
+        for _ in range(2):
+            with connect(f"tcp://127.0.0.1:{server.server_address[1]}", timeout=10) as client:
+                shared.Event("go").set()
+                assert client.readline() == b"1\n"
+        assert shared.Lock("x").acquire(timeout=5)
+        server.shutdown()
+        serving()
+
+
+@pytest.mark.parametrize("kind", ["inline", "reactor", "TCPServer"])
+def test_what_a_thread_holds_stays_its_own_while_it_serves(place, kind):
+    def taken():
+        return b"%d%d" % (shared.Lock("own").acquire(timeout=0), shared.Lock("x").acquire(timeout=0))
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.rfile.readline()
+            self.wfile.write(taken() + b"\n")
+
+    with contextlib.ExitStack() as stack:
+        if kind == "TCPServer":
+            server = stack.enter_context(socketserver.TCPServer(("127.0.0.1", 0), Handler))
+            port, stop = server.server_address[1], server.shutdown
+        else:
+            listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            port = listening.getsockname()[1]
+            handler, framing = (Handler, None) if kind == "inline" else (lambda _message, _connection: taken(), Lines())
+            server = Server(handler, listening, strategy=kind, framing=framing)
+            stop = server.stop
+
+        def ask():
+            answers = []
+            for _ in range(2):
+                with connect(f"tcp://127.0.0.1:{port}", framing=Lines(), timeout=10) as client:
+                    answers.append(client.request(b"go"))
+            stop()
+            return answers
+
+        with shared.Lock("own"):
+            answers = in_thread(ask)
+            server.serve_forever()
+            assert answers() == [b"01", b"01"]
+            assert not in_thread(shared.Lock("own").acquire, 0)()
+        assert shared.Lock("x").acquire(timeout=5)

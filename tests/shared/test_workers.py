@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -17,28 +19,25 @@ import longshore
 pytestmark = pytest.mark.slow
 
 
-def test_the_workers_of_a_program_count_together(tmp_path):
-    (tmp_path / "counting.py").write_text(
-        "def count(message, connection):\n"
-        "    from longshore import shared\n"
-        "    return b'%d %d' % (shared.Counter('c').add(), __import__('os').getpid())\n"
-    )
+@contextlib.contextmanager
+def serving(tmp_path, code):
+    """Serve the function `answer` of `code` by two workers; gives what asks a worker of it, and its answer's words."""
+    (tmp_path / "target.py").write_text(f"import os\nfrom longshore import shared\n{code}")
     environment = {name: value for name, value in os.environ.items() if name != "LONGSHORE_SHARED"}
     environment["PYTHONPATH"] = f"{tmp_path}:{Path(longshore.__file__).parents[1]}"
-    command = [sys.executable, "-m", "longshore", "serve", "counting:count", "--bind", "tcp://127.0.0.1:0"]
+    command = [sys.executable, "-m", "longshore", "serve", "target:answer", "--bind", "tcp://127.0.0.1:0"]
     process = subprocess.Popen(
         [*command, "--framing", "lines", "--workers", "2"], stderr=subprocess.PIPE, text=True, env=environment
     )
+
+    def ask(word):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client, client.makefile("rwb") as stream:
+            client.sendall(word + b"\n")
+            return stream.readline().split()
+
     try:
         port = int(re.search(r"127\.0\.0\.1:(\d+)", process.stderr.readline())[1])
-        counts, pids = [], set()
-        while len(pids) < 2:
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as client, client.makefile("rwb") as stream:
-                client.sendall(b"x\n")
-                count, pid = stream.readline().split()
-                counts.append(int(count))
-                pids.add(pid)
-        assert counts == list(range(1, len(counts) + 1))
+        yield ask
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=10)
         assert process.returncode == 0
@@ -46,3 +45,55 @@ def test_the_workers_of_a_program_count_together(tmp_path):
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+def test_the_workers_of_a_program_count_together(tmp_path):
+    code = "def answer(_, connection): return b'%d %d' % (shared.Counter('c').add(), os.getpid())"
+    with serving(tmp_path, code) as ask:
+        counts, pids = [], set()
+        while len(pids) < 2:
+            count, pid = ask(b"x")
+            counts.append(int(count))
+            pids.add(pid)
+        assert counts == list(range(1, len(counts) + 1))
+
+
+def test_a_lost_broker_is_started_again_for_the_workers_who_join_it_again(tmp_path):
+    code = """
+from longshore.errors import BrokerLost
+lock = shared.Lock("l")
+def answer(word, connection):
+    try:
+        if word == b"join":
+            shared.join()
+        if word == b"where":
+            return shared.address()[len("local://"):].encode()
+        assert lock.acquire(timeout=0)
+        lock.release()
+        return b"%d %d" % (os.getpid(), lock.fence)
+    except BrokerLost:
+        return b"%d lost" % os.getpid()
+"""
+    with serving(tmp_path, code) as ask:
+
+        def ask_both(word):
+            """What both workers say first."""
+            answers = {}
+            while len(answers) < 2:
+                pid, fence = ask(word)
+                answers.setdefault(pid, fence)
+            return answers.values()
+
+        highest = max(map(int, ask_both(b"lock")))
+        for _ in range(2):
+            with socket.socket(socket.AF_UNIX) as broker:
+                broker.connect(ask(b"where")[0])
+                pid, *_ = struct.unpack("3i", broker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                os.kill(pid, signal.SIGKILL)
+                # Its end comes in either form.
+                with contextlib.suppress(ConnectionResetError):
+                    broker.recv(1)
+            assert set(ask_both(b"lock")) == {b"lost"}
+            fences = [int(fence) for fence in ask_both(b"join")]
+            assert min(fences) > highest
+            highest = max(fences)

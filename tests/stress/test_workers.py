@@ -12,7 +12,7 @@ from collections import Counter
 
 from tests.supervisor.conftest import WHO, alive, app, service, wait_for  # noqa: F401
 from tests.supervisor.swarm import Swarm
-from tests.supervisor.test_under_load import kill_under_load, reload_under_load
+from tests.supervisor.test_under_load import kill_under_load, reload_under_load, renew_under_load, renewable  # noqa: F401
 
 CLIENTS = 100
 REPLY = WHO + "def reply(message, connection):\n    return b'%d %s' % (os.getpid(), message)\n"
@@ -27,6 +27,20 @@ def test_20_reloads_lose_no_request_and_refuse_no_connection(service):  # noqa: 
         f"slowest {swarm.slowest:.2f} s, reload {statistics.median(seconds):.2f} s (longest {max(seconds):.2f} s)"
     )
     assert swarm.failures == {}
+
+
+def test_20_certificates_lose_no_request_and_refuse_no_connection(service, renewable):  # noqa: F811
+    path, renew, context = renewable
+    options = ["--certfile", str(path), "--certificate-check", "0.2"]
+    server = service("--workers", "4", *options, bind="tls://127.0.0.1:0")
+    with Swarm(server.port, CLIENTS, context=context) as swarm:
+        seconds = renew_under_load(server, swarm, renew, 20)
+    print(
+        f"\n20 certificates under {CLIENTS} clients: {swarm.answers} answers, {swarm.failures.total()} failures, "
+        f"slowest {swarm.slowest:.2f} s, shown by all after {statistics.median(seconds):.2f} s"
+    )
+    assert swarm.failures == {}
+    assert len(swarm.shown) == 21
 
 
 def test_50_kills_cost_what_was_in_flight_and_capacity_is_back_within_a_second(service):  # noqa: F811

@@ -15,10 +15,12 @@ class Swarm:
         answers: good answers.
         failures: what was not answered, by reason; each is one request, or one connection that was refused.
         by: good answers of each process.
+        shown: handshakes with each certificate (DER), where there is TLS.
     """
 
-    def __init__(self, port, count, requests=1):
+    def __init__(self, port, count, requests=1, context=None):
         self._address = ("127.0.0.1", port)
+        self._context = context
         self._requests = requests
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -26,6 +28,7 @@ class Swarm:
         self.answers = 0
         self.failures = Counter()
         self.by = Counter()
+        self.shown = Counter()
         self.slowest = 0.0
 
     def _run(self, number):
@@ -46,7 +49,7 @@ class Swarm:
 
     def _converse(self, text):
         pids = []
-        with socket.create_connection(self._address, timeout=30) as sock, sock.makefile("rb") as file:
+        with self._connect() as sock, sock.makefile("rb") as file:
             for _ in range(self._requests):
                 sock.sendall(text + b"\n")
                 answer = file.readline()
@@ -57,6 +60,19 @@ class Swarm:
                     raise AssertionError(f"{answer!r} for {text!r}")
                 pids.append(int(pid))
         return pids
+
+    def _connect(self):
+        sock = socket.create_connection(self._address, timeout=30)
+        if self._context is None:
+            return sock
+        try:
+            sock = self._context.wrap_socket(sock, server_hostname="localhost")
+        except BaseException:
+            sock.close()
+            raise
+        with self._lock:
+            self.shown[sock.getpeercert(binary_form=True)] += 1
+        return sock
 
     def wait_for(self, answers):
         """Wait until there are so many more good answers."""

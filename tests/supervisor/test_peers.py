@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import socket
 from collections import Counter
 
 import pytest
@@ -132,3 +134,40 @@ def test_a_peer_has_no_more_connections_than_its_limit_over_all_workers(service)
     assert not let_in()
     for peer in peers:
         peer.close()
+
+
+SESSIONS = """
+import contextlib
+import os
+from longshore import MessageHandler
+class Counts(MessageHandler):
+    def connected(self): self.count = 0
+    def message(self, message):
+        self.count += 1
+        return b"%d %d" % (self.count, os.getpid())
+"""
+
+
+@pytest.mark.slow
+def test_a_datagram_peer_has_one_session_whatever_the_number_of_workers(service, app):
+    (app / "app.py").write_text(SESSIONS)
+    server = service("--workers", "2", target="app.py:Counts", bind="udp://127.0.0.1:0")
+
+    def ask(peer):
+        peer.sendto(b"again", ("127.0.0.1", server.port))
+        return tuple(map(int, peer.recv(100).split()))
+
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(4)]
+        for peer in peers:
+            peer.settimeout(10)
+        answers = [[ask(peer) for peer in peers] for _ in range(25)]
+        assert [count for counts in answers for count, _ in counts] == [turn for turn in range(1, 26) for _ in peers]
+        (owner,) = {pid for counts in answers for _, pid in counts}
+        os.kill(owner, signal.SIGKILL)
+        server.line(r"ended.*killed by SIGKILL")
+        server.line(r"process \d+\) accepts", count=3)
+        assert ask(peers[0])[0] == 1
+        server.send(signal.SIGTTOU)
+        server.line(r"drained|retir|ended", count=2)
+        assert ask(peers[0])[0] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -35,8 +36,8 @@ def control(liaison):
         if liaison.channel in ready:
             for message, got in liaison.channel.receive():
                 if got:
-                    agent = socket.socket(fileno=got[0])
-                    message["agent"] = agent.recv(100).decode()
+                    with socket.socket(fileno=got[0]) as agent:
+                        message["agent"] = agent.recv(100).decode()
                 outside.sendall(json.dumps(message).encode() + b"\\n")
             if liaison.channel.ended:
                 return
@@ -97,11 +98,10 @@ def controlled(service, app):
     listener.settimeout(15)
     listener.bind(str(app / "control.sock"))
     listener.listen()
-    server = service(command=[sys.executable, "program.py"], enter=True)
-    outside = Outside(listener)
-    yield server, outside, listener
-    outside.close()
-    listener.close()
+    with listener:
+        server = service(command=[sys.executable, "program.py"], enter=True)
+        with contextlib.closing(Outside(listener)) as outside:
+            yield server, outside, listener
 
 
 def test_it_is_told_of_every_worker_and_connected_with_it(controlled):

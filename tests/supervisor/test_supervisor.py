@@ -53,19 +53,31 @@ def test_the_parent_imports_nothing_of_the_users(service, app):
     assert len(os.listdir(f"/proc/{server.pid}/task")) == 1
 
 
-def test_a_start_is_given_up_after_three_deaths_with_the_workers_own_error(service, app):
-    (app / "app.py").write_text("import os\nopen(f'tried-{os.getpid()}', 'w').close()\nraise RuntimeError('no dice')\n")
+def test_a_target_that_cannot_be_imported_is_told_once_as_without_workers(service, app):
+    (app / "app.py").write_text("import os\nopen(f'tried-{os.getpid()}', 'w').close()\nimport nowhere\n")
+    server = service("--workers", "1", "--worker-max-age", "1000", enter=False)
+    assert server.wait() == 2
+    assert len(list(app.glob("tried-*"))) == 1
+    assert server.output == [
+        "longshore: cannot import app.py: app.py, line 3: ModuleNotFoundError: No module named 'nowhere'",
+        "hint: --debug shows the whole traceback.",
+    ]
+
+
+def test_debug_shows_the_traceback_of_the_worker_that_could_not_import(service, app):
+    (app / "app.py").write_text("def deep():\n    raise RuntimeError('no dice')\n\ndeep()\n")
+    server = service("--workers", "1", "--worker-max-age", "1000", "--debug", enter=False)
+    assert server.wait() == 1
+    assert any("in deep" in line for line in server.output), server.output
+
+
+def test_a_start_is_given_up_after_three_deaths_before_anybody_was_ready(service, app):
+    (app / "app.py").write_text(
+        "import os, signal\nopen(f'tried-{os.getpid()}', 'w').close()\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
     server = service("--workers", "1", "--worker-max-age", "1000", enter=False)
     assert server.wait() == 1
     assert len(list(app.glob("tried-*"))) == 3
-    assert "no dice" in server.output[0]
-    assert all("Traceback" not in line for line in server.output)
-
-
-def test_a_worker_that_dies_by_itself_before_it_is_ready_stops_the_start_too(service, app):
-    (app / "app.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    server = service("--workers", "2", enter=False)
-    assert server.wait() == 1
     assert "SIGSEGV" in server.output[0]
 
 

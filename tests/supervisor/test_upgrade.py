@@ -58,7 +58,7 @@ def test_an_upgrade_that_fails_leaves_everything_as_it_was(service, app):
     worker = server.workers()[0]
     (app / "app.py").write_text("raise ValueError('half an edit')\n")
     server.send(signal.SIGUSR2)
-    server.line("upgrade failed.*exit status 1")
+    server.line("upgrade failed.*exit status 2")
     assert server.ask() == worker
     assert int((app / "run.pid").read_text()) == server.pid
     assert server.stop() == 0

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from longshore.config import TLS, Limits, Timeouts
+from longshore.config import TLS, Limits, Proxy, Timeouts
 from longshore.errors import ConfigError
 from longshore.settings import Config, options
 
@@ -33,7 +33,8 @@ def test_nothing_given_is_the_code_s_own_default():
 
 def test_every_field_that_a_text_can_spell_is_an_option():
     derived = {(option.section, option.key) for option in options()}
-    for section, owner, left_out in (("limits", Limits, ()), ("timeouts", Timeouts, ()), ("tls", TLS, ("context",))):
+    tables = (("limits", Limits, ()), ("timeouts", Timeouts, ()), ("tls", TLS, ("context",)), ("proxy", Proxy, ()))
+    for section, owner, left_out in tables:
         names = {item.name for item in fields(owner)} - set(left_out)
         assert {key for place, key in derived if place == section} == names
 
@@ -53,6 +54,9 @@ def test_no_two_options_share_a_spelling():
         ("client_ca", "--client-ca", "LONGSHORE_CLIENT_CA"),
         ("tls_minimum", "--tls-minimum", "LONGSHORE_TLS_MINIMUM"),
         ("bind", "--bind", "LONGSHORE_BIND"),
+        ("proxy_trusted", "--proxy-trusted", "LONGSHORE_PROXY_TRUSTED"),
+        ("proxy_timeout", "--proxy-timeout", "LONGSHORE_PROXY_TIMEOUT"),
+        ("proxy_max_header", "--proxy-max-header", "LONGSHORE_PROXY_MAX_HEADER"),
     ],
 )
 def test_an_option_is_spelled_alike_everywhere(name, flag, variable):
@@ -78,17 +82,22 @@ def test_every_option_is_read_from_every_source(option, empty_directory):
         "tuple": ("x", "['x']", ("x",)),
         "str": ("x", "'x'", "x"),
     }[option.kind]
-    if option.key in ("allow", "deny"):
+    if option.key in ("allow", "deny", "trusted"):
         text, toml, value = "10.0.0.0/8", "['10.0.0.0/8']", ("10.0.0.0/8",)
-    if option.choices:
+    elif option.choices:
         text = value = option.choices[-1]
         toml = f"'{value}'"
+    elif option.name == "proxy_max_header":
+        text, toml, value = "700", "700", 700
     (empty_directory / "other.toml").write_text(f"[{option.section}]\n{option.key} = {toml}\n")
     sources = (
         ({option.name: [text]}, None, {}),
         (None, None, {option.variable: text}),
         (None, "other.toml", {}),
     )
+    if option.section == "proxy" and option.key != "trusted":
+        # Nothing of it stands without a proxy to believe.
+        sources = [({"proxy_trusted": ["unix"]} | (given or {}), path, found) for given, path, found in sources]
     for arguments, path, variables in sources:
         config = load(arguments, path, **variables)
         owner = config if option.section == "serve" else getattr(config, option.section)
@@ -163,6 +172,13 @@ def test_a_mistake_in_the_file_names_file_key_and_cure(empty_directory, toml, me
 def test_a_refused_value_is_told_with_the_place_it_came_from(empty_directory):
     with pytest.raises(ConfigError, match=r"LONGSHORE_IDLE_TIMEOUT=0: Timeouts\(idle=0\.0\)"):
         load(LONGSHORE_IDLE_TIMEOUT="0", LONGSHORE_WRITE_TIMEOUT="3")
+
+
+def test_a_value_that_only_lacks_another_one_is_not_to_blame():
+    with pytest.raises(ConfigError, match=r"--proxy-max-header 7: Proxy\(max_header=7\)"):
+        load({"proxy_max_header": ["7"], "proxy_trusted": ["unix"], "proxy_timeout": ["3"]})
+    with pytest.raises(ConfigError, match="there is no proxy to believe"):
+        load({"proxy_timeout": ["3"]})
 
 
 @pytest.mark.parametrize(("name", "value"), [("strategy", "gren"), ("log_format", "xml"), ("workers", 0)])

@@ -426,6 +426,7 @@ def test_the_configuration_listener_of_logging_has_unbounded_threads_and_no_time
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(60)  # two hundred modules
 def test_no_module_of_the_standard_library_is_too_much():
     folder = Path(socketserver.__file__).parent
     for path in sorted(folder.glob("*.py")) + sorted(folder.glob("asyncio/*.py")):

@@ -70,6 +70,7 @@ SHAPES = [
     (AsyncCallable(), "async message"),
     (functools.partial(message, b"bound"), "stream"),
     (functools.partial(coroutine), "async stream"),
+    (functools.partial(Class, extra="bound"), "class"),
     (lambda connection: None, "stream"),
 ]
 
@@ -90,7 +91,7 @@ def test_what_stays_ambiguous_is_refused_and_can_be_said():
     assert understand(messages(anything)).shape == "message"
 
 
-@pytest.mark.parametrize("handler", [None, 5, "echo", lambda: None, Session()])
+@pytest.mark.parametrize("handler", [None, 5, "echo", lambda: None, Session(), functools.partial(Session)])
 def test_what_is_no_handler_is_refused(handler):
     with pytest.raises(ConfigError):
         understand(handler)

@@ -791,6 +791,26 @@ def test_connections_are_accepted_with_the_options_of_their_address(option, expe
         listener.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part of it is Linux's")
+def test_the_kernel_takes_little_for_a_peer_that_never_reads():
+    (listener,) = bind("tcp://127.0.0.1:0")
+    try:
+        with socket.socket() as peer:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.connect(listener.socket.getsockname())
+            select.select([listener.socket], [], [], 5)
+            sock, _address = listener.accept()
+            with sock:
+                sock.setblocking(False)
+                taken = 0
+                with pytest.raises(BlockingIOError):
+                    while taken < 1 << 24:
+                        taken += sock.send(b"x" * 1024)
+        assert taken < 1 << 18
+    finally:
+        listener.close()
+
+
 def test_a_native_reactor_accepts_as_the_listener_itself_would():
     native = pytest.importorskip("longshore._native", reason="the native reactor was not built", exc_type=ImportError)
     (listener,) = bind("tcp://127.0.0.1:0")

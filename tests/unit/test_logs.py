@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 
 import pytest
 
 from longshore import events
 from longshore.errors import ConfigError
-from longshore.observers.logs import LogObserver, configure, describe
+from longshore.logfiles import reopen_logs
+from longshore.observers.logs import LogFile, LogObserver, configure, describe
 
 
 def raised(error):
@@ -67,7 +69,9 @@ ALL = (
     events.Reloaded(generation=2, seconds=0.5),
     events.ReloadFailed(reason="a.py: SyntaxError"),
     events.Upgrading(pid=8),
+    events.Upgraded(pid=8),
     events.UpgradeFailed(reason="exit status 1"),
+    events.BrokerEnded(pid=9, reason="its process is gone", retry_in=0.0),
     events.ControlEnded(pid=9, reason="exit status 1", retry_in=1.0),
     events.CertificateRenewed(certfile="server.pem", expires=2e9),
     events.CertificateRefused(certfile="server.pem", error=OSError(2, "No such file or directory")),
@@ -211,3 +215,49 @@ def test_a_logger_of_ones_own_gets_the_event_itself():
     assert records[0].longshore_event is RESET
     assert records[0].getMessage() == describe(RESET)
     assert records[0].levelname == "DEBUG"
+
+
+def record(text):
+    return logging.makeLogRecord({"msg": text, "name": "longshore", "levelno": logging.INFO, "levelname": "INFO"})
+
+
+def test_a_log_file_that_was_moved_away_is_opened_anew(tmp_path):
+    path = tmp_path / "app.log"
+    logger = configure(stream=LogFile(str(path)))
+    logger.info("before")
+    path.rename(tmp_path / "app.log.1")
+    reopen_logs()
+    logger.info("after")
+    assert (tmp_path / "app.log.1").read_text().endswith("before\n")
+    assert path.read_text().endswith("after\n")
+    configure(stream=io.StringIO())
+
+
+def test_a_log_file_whose_directory_is_gone_goes_on_where_it_is(tmp_path):
+    (tmp_path / "logs").mkdir()
+    logger = configure(stream=LogFile(str(tmp_path / "logs" / "app.log")))
+    (tmp_path / "logs").rename(tmp_path / "old")
+    reopen_logs()
+    logger.info("still here")
+    assert (tmp_path / "old" / "app.log").read_text().endswith("still here\n")
+    configure(stream=io.StringIO())
+
+
+def test_a_full_disk_is_told_once_and_costs_nothing_but_lines(capsys):
+    handler = LogFile("/dev/full")
+    for number in range(1000):
+        handler.handle(record(f"line {number} of many that fill every buffer there may be"))
+    told = capsys.readouterr().err
+    assert told == "longshore: /dev/full cannot be written: No space left on device; serving goes on\n"
+    logging.getLogger("longshore").addHandler(handler)
+    configure(stream=io.StringIO())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_log_file_is_given_to_those_who_will_write_it_and_a_device_is_not(tmp_path):
+    path = tmp_path / "app.log"
+    LogFile(str(path), (65534, 65534)).close()
+    assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
+    before = os.stat("/dev/null").st_uid
+    LogFile("/dev/null", (65534, 65534)).close()
+    assert os.stat("/dev/null").st_uid == before

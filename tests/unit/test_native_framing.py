@@ -133,3 +133,13 @@ def test_a_framing_of_ones_own_has_no_native_half():
 
     assert native.translate(Mine()) is None
     assert not native.serves(Mine())
+
+
+def test_a_framing_whose_messages_could_be_of_no_bytes_is_refused():
+    """Cutting by it would never come to an end."""
+    made = native._native.Framing
+    with pytest.raises(ValueError, match="a message of fixed size has at least one byte"):
+        made.fixed(0)
+    with pytest.raises(ValueError, match="a delimiter has at least one byte"):
+        made.delimited(b"", False, False, 10, False)
+    assert made.fixed(1).decode([b"ab"], True) == ([b"a", b"b"], True, 0)

@@ -156,7 +156,8 @@ impl Watch {
         }
         if self.closing_since != f64::INFINITY {
             if !self.pending {
-                look(self.closing_since + limits.linger, Due::Linger);
+                // The peer has its time from our last byte on, however long it took to leave.
+                look(self.closing_since.max(self.last_progress) + limits.linger, Due::Linger);
             }
         } else if self.waiting {
             if self.first {
@@ -211,6 +212,6 @@ mod tests {
         watch.closing_since = 11.0;
         assert_eq!(watch.deadline(&LIMITS), (40.0, Due::Write));
         watch.sent(12.0, false);
-        assert_eq!(watch.deadline(&LIMITS), (13.0, Due::Linger));
+        assert_eq!(watch.deadline(&LIMITS), (14.0, Due::Linger));
     }
 }

@@ -165,6 +165,7 @@ pub struct Stream {
     pub(super) write_ended: bool,
     /// Whether the end of our side was sent.
     shut: bool,
+    /// Bytes that came after our last one had left; all there can be once the peer has ended its side, too.
     dropped: usize,
     /// Bytes that came.
     pub received: u64,
@@ -172,6 +173,10 @@ pub struct Stream {
     pub sent: u64,
     /// Messages handed out by `step`.
     pub messages: u64,
+    /// Pieces of the input that one may take before it is the turn of others; 0: all of it.
+    pub share: u32,
+    /// Those that were taken since somebody last waited.
+    pub taken: u32,
     /// Its deadlines.
     pub watch: Watch,
     pub(super) timeouts: Arc<Timeouts>,
@@ -215,6 +220,8 @@ impl Stream {
             received: 0,
             sent: 0,
             messages: 0,
+            share: 0,
+            taken: 0,
             watch: Watch::new(now),
             timeouts: options.timeouts,
             max_pending: options.max_pending,
@@ -232,6 +239,12 @@ impl Stream {
     /// Whether more may be written.
     pub fn writable(&self) -> bool {
         self.state == State::Open && !self.write_ended
+    }
+
+    /// Whether nothing more is handed out before others had their turn, though there is something.
+    #[inline]
+    pub fn sated(&self) -> bool {
+        self.taken >= self.share && self.share != 0 && self.state == State::Open && self.input.unread()
     }
 
     /// Whether more is read at all.
@@ -278,11 +291,20 @@ impl Stream {
         if self.state == State::Closing {
             room.truncate(before);
             self.input.settle(kit.pool);
-            self.dropped += count;
-            if count == 0 || self.dropped > LINGER_BYTES {
-                return Read::Gone(self.finish(kit));
+            if count == 0 {
+                self.dropped = usize::MAX;
+            } else if self.pending() == 0 {
+                self.dropped += count;
             }
-            return Read::Nothing;
+            if self.lingers() {
+                return Read::Nothing;
+            }
+            if self.pending() > 0 {
+                // The end of their side, or of our patience with it, says nothing about what they still read.
+                self.update(kit, token);
+                return Read::Nothing;
+            }
+            return Read::Gone(self.finish(kit));
         }
         if count > 0 {
             self.received += count as u64;
@@ -424,7 +446,7 @@ impl Stream {
                 return self.finish(kit);
             }
         }
-        if self.state == State::Closing && self.input.ended { self.finish(kit) } else { Effects::default() }
+        if self.state == State::Closing && !self.lingers() { self.finish(kit) } else { Effects::default() }
     }
 
     pub(super) fn close<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, linger: bool, now: f64) -> Effects {
@@ -445,6 +467,11 @@ impl Stream {
         effects
     }
 
+    /// Whether the peer may go on sending, once we have closed.
+    fn lingers(&self) -> bool {
+        !self.input.ended && self.dropped <= LINGER_BYTES
+    }
+
     /// The system ended it.
     fn broken<T>(&mut self, kit: &mut Kit<'_, T>, error: Errno) -> Effects {
         let known = self.state == State::Closing;
@@ -462,7 +489,6 @@ impl Stream {
 
     pub(super) fn finish<T>(&mut self, kit: &mut Kit<'_, T>) -> Effects {
         self.release(kit);
-        self.input.ended = true;
         Effects { finished: true, ..Effects::default() }
     }
 
@@ -493,7 +519,7 @@ impl Stream {
         let reads = match self.state {
             State::Closed => return,
             State::Opening => true,
-            State::Closing => !self.input.ended,
+            State::Closing => self.lingers(),
             State::Open => {
                 !self.input.ended
                     && !self.held

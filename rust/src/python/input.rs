@@ -41,8 +41,17 @@ impl Framing {
 
     /// A delimiter ends a message.
     #[staticmethod]
-    fn delimited(delimiter: Vec<u8>, strip_return: bool, keep_end: bool, max_size: usize, skip: bool) -> Self {
-        Framing::of(Kind::Delimited { delimiter: delimiter.into(), strip_return, keep_end }, max_size, skip)
+    fn delimited(
+        delimiter: Vec<u8>,
+        strip_return: bool,
+        keep_end: bool,
+        max_size: usize,
+        skip: bool,
+    ) -> PyResult<Self> {
+        if delimiter.is_empty() {
+            return Err(PyValueError::new_err("a delimiter has at least one byte"));
+        }
+        Ok(Framing::of(Kind::Delimited { delimiter: delimiter.into(), strip_return, keep_end }, max_size, skip))
     }
 
     /// The length comes first: `size` bytes of it, 0 for a varint.
@@ -59,8 +68,11 @@ impl Framing {
 
     /// Every `size` bytes are a message.
     #[staticmethod]
-    fn fixed(size: usize) -> Self {
-        Framing::of(Kind::Fixed(size), size, false)
+    fn fixed(size: usize) -> PyResult<Self> {
+        if size == 0 {
+            return Err(PyValueError::new_err("a message of fixed size has at least one byte"));
+        }
+        Ok(Framing::of(Kind::Fixed(size), size, false))
     }
 
     /// A netstring.
@@ -169,8 +181,14 @@ impl Stream {
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let found = self.with(py, |core| {
             let Some(stream) = core.engine.stream_mut(self.token) else { return Found::Closed };
+            if stream.sated() && self.reactor().on_thread() {
+                return Found::NeedMore;
+            }
             match attempt(&mut stream.input) {
-                Taken::Piece(piece) => Found::Bytes(PyBytes::new(py, piece)),
+                Taken::Piece(piece) => {
+                    stream.taken = stream.taken.saturating_add(1);
+                    Found::Bytes(PyBytes::new(py, piece))
+                }
                 Taken::NeedMore => Found::NeedMore,
                 Taken::TooLong(size) => Found::TooLong(size),
                 Taken::Short(size) => Found::Short(size),

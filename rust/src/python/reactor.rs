@@ -45,6 +45,8 @@ pub enum Work {
     Call(Py<PyAny>),
     /// Go on with the messages of this stream.
     Resume(Py<Stream>),
+    /// Wake whoever lets others have their turn with this stream.
+    Rested(Py<Stream>),
 }
 
 /// Everything that a turn changes.
@@ -339,6 +341,7 @@ impl Reactor {
             match me.with(py, |core| core.again.pop_front()) {
                 Some(Work::Call(callback)) => drop(callback.bind(py).call0()?),
                 Some(Work::Resume(stream)) => Stream::resume(stream.bind(py))?,
+                Some(Work::Rested(stream)) => Stream::rested(stream.bind(py))?,
                 None => break,
             }
             Self::flush_all(slf)?;

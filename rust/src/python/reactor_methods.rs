@@ -342,7 +342,7 @@ impl Reactor {
                 for work in &core.again {
                     match work {
                         Work::Call(callback) => visit.call(callback)?,
-                        Work::Resume(stream) => visit.call(stream)?,
+                        Work::Resume(stream) | Work::Rested(stream) => visit.call(stream)?,
                     }
                 }
                 for watched in core.watched.values() {

@@ -31,6 +31,8 @@ pub struct Own {
     pub expecting: bool,
     /// The same, where there are several.
     pub more_waiters: Vec<Py<PyAny>>,
+    /// Whether whoever waits is called when the others had their turn.
+    pub resting: bool,
 }
 
 /// A stream socket owned by a native reactor; every method belongs to the reactor's thread.
@@ -124,10 +126,19 @@ impl Stream {
             }
             return Self::dispatch_now(slf, now);
         }
-        if me.wake(slf, direct)? && !me.telling(py) {
+        // Whoever only lets others have their turn is not called before it comes to him.
+        let resting = me.own.with(py, |own| own.resting && own.waiter.is_some());
+        if (resting || me.wake(slf, direct)?) && !me.telling(py) {
             return Ok(());
         }
         me.tell(py, intern!(py, "arrived"))
+    }
+
+    /// The others had their turn.
+    pub fn rested(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let me = slf.get();
+        me.own.with(slf.py(), |own| own.resting = false);
+        me.wake(slf, true).map(drop)
     }
 
     pub fn telling(&self, py: Python<'_>) -> bool {
@@ -146,6 +157,7 @@ impl Stream {
         let py = slf.py();
         let (first, more) = self.own.with(py, |own| (own.waiter.take(), std::mem::take(&mut own.more_waiters)));
         let Some(first) = first else { return Ok(false) };
+        self.engine(py, |stream| stream.taken = 0);
         if self.own.with(py, |own| std::mem::take(&mut own.expecting)) {
             self.want_input(py, false)?;
         }

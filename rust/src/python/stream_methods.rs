@@ -7,7 +7,7 @@ use pyo3::types::{PyBytes, PyString};
 
 use super::cell::GilCell;
 use super::dispatch::Plan;
-use super::reactor::Reactor;
+use super::reactor::{Reactor, Work};
 use super::stream::{Own, Stream, Watch};
 use super::words;
 use crate::engine::{Options, Read, State};
@@ -210,36 +210,53 @@ impl Stream {
     }
 
     /// Want input, and call `waiter` once when something happens; false, and nothing done, where that takes more.
-    fn expect(&self, py: Python<'_>, waiter: Py<PyAny>) -> PyResult<bool> {
-        if !self.reactor().on_thread() {
+    ///
+    /// Who is sated wants no input, and is called when the others had their turn.
+    fn expect(slf: &Bound<'_, Self>, waiter: Py<PyAny>) -> PyResult<bool> {
+        let py = slf.py();
+        let me = slf.get();
+        if !me.reactor().on_thread() || me.own.with(py, |own| own.waiter.is_some()) {
             return Ok(false);
         }
-        let now = self.reactor().time(py)?;
-        let refused = self.own.with(py, |own| {
-            if own.waiter.is_some() {
-                return Some(waiter);
+        let now = me.reactor().time(py)?;
+        let (open, sated) = me.with(py, |core| match core.engine.stream(me.token) {
+            Some(stream) if stream.state == State::Open => {
+                let sated = stream.sated();
+                if !sated {
+                    core.engine.want_input(me.token, true, now);
+                }
+                (true, sated)
             }
-            own.waiter = Some(waiter);
-            own.expecting = true;
-            None
-        });
-        if refused.is_some() {
-            return Ok(false);
-        }
-        let open = self.with(py, |core| {
-            let open = core.engine.stream(self.token).is_some_and(|stream| stream.state == State::Open);
-            if open {
-                core.engine.want_input(self.token, true, now);
-            }
-            open
+            _ => (false, false),
         });
         if !open {
-            let _waiter = self.own.with(py, |own| {
-                own.expecting = false;
-                own.waiter.take()
-            });
+            return Ok(false);
         }
-        Ok(open)
+        let rests = me.own.with(py, |own| {
+            own.waiter = Some(waiter);
+            own.expecting = !sated;
+            sated && !std::mem::replace(&mut own.resting, true)
+        });
+        if rests {
+            me.reactor().later(py, Work::Rested(slf.clone().unbind()));
+        }
+        Ok(true)
+    }
+
+    /// Hand out no more than `share` pieces of the input before others had their turn; the input that does so.
+    fn in_shares(slf: Bound<'_, Self>, share: u32) -> Bound<'_, Self> {
+        slf.get().engine(slf.py(), |stream| stream.share = share);
+        slf
+    }
+
+    /// Whether the input has more, and hands it out when others had their turn.
+    fn sated(&self, py: Python<'_>) -> bool {
+        self.engine(py, |stream| stream.sated())
+    }
+
+    /// Hand out another share at once, for whoever cannot wait; false if that is not what he waits for.
+    fn excuse(&self, py: Python<'_>) -> bool {
+        self.engine(py, |stream| stream.sated() && std::mem::take(&mut stream.taken) > 0)
     }
 
     /// Whether it ends, or has ended, and nothing is left to take.

@@ -39,8 +39,10 @@ Each option is also a variable (--idle-timeout is LONGSHORE_IDLE_TIMEOUT) and a 
 in longshore.toml ([timeouts] idle).  The command line is above the environment, the
 environment above the file.
 
-SIGTERM or Ctrl-C drains and stops, a second one stops at once.  Exit status: 0 after
-that, 1 if it fails, 2 for a mistake in the options."""
+SIGTERM or Ctrl-C drains and stops, a second one stops at once.  SIGHUP reloads: with
+workers everything, in one process limits, timeouts, certificate and logging.  SIGUSR1
+opens log files anew.  Exit status: 0 after that, 1 if it fails, 2 for a mistake in the
+options."""
 
 _CONNECT_EPILOG = """\b
 Examples:
@@ -90,12 +92,16 @@ echo.py may be as short as this:
       while data := connection.recv(65536):
           connection.sendall(data)"""
 
+#: Options that name a file.
+_FILES = ("certfile", "keyfile", "client_ca", "control", "pid_file", "log_file")
+
 _TITLES = {
     "serve": "Serving",
     "prefork": "Workers",
     "limits": "Limits",
     "timeouts": "Timeouts, in seconds",
     "tls": "TLS",
+    "proxy": "PROXY protocol",
 }
 
 
@@ -147,9 +153,7 @@ def _flag(option: Option) -> click.Option:
         metavar = "|".join(option.choices)
     elif option.section == "timeouts" and option.name != "min_rate":
         metavar = "SECONDS"
-    metavar = {"bind": "URL", "framing": "FRAMING", "certfile": "FILE", "keyfile": "FILE", "client_ca": "FILE"}.get(
-        option.name, metavar
-    )
+    metavar = {"bind": "URL", "framing": "FRAMING", **dict.fromkeys(_FILES, "FILE")}.get(option.name, metavar)
     default = "none" if option.default is None else option.default
     note = "" if option.default in ((), b"") or (option.default is None and option.kind == "str") else f"  [{default}]"
     return click.Option(
@@ -169,7 +173,7 @@ def _completer(name: str, choices: Sequence[str]) -> Completer | None:
         from longshore.framing.spelling import SPELLINGS
 
         return one_of(SPELLINGS)
-    return {"bind": urls, "certfile": files, "keyfile": files, "client_ca": files}.get(name)
+    return {"bind": urls, **dict.fromkeys(_FILES, files)}.get(name)
 
 
 def _serve(

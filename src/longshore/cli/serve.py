@@ -50,16 +50,46 @@ def serve(arguments: ServeArguments) -> int:
     handover = receive()
     from longshore.serving import made_pool, serve_until_signalled
 
+    printer = _Printer(config)
     with made_pool(config.pool) as pool:
         server = _build(arguments.target, config, handover.listeners if handover else _addresses(config), pool)
-        server.subscribe(_Printer(config))
+        server.subscribe(printer)
         if server.strategy_name == "processes":
             # Its children are forked from the memory of this moment, and live longer than a start.
             gc.enable()
         if handover:
             server.subscribe(handover.tell)
-        serve_until_signalled(server, interrupt=not handover)
+
+        def reload() -> None:
+            now = Config.load(arguments.config, arguments=arguments.values)
+            _reconfigure(server, config, now)
+            printer.adopt(now)
+
+        serve_until_signalled(server, interrupt=not handover, reload=reload)
     return 0
+
+
+#: Fields of `Config` that a process can change while it serves.
+_CHANGEABLE = {"limits", "timeouts", "tls", "log_format", "log_level", "log_file"}
+
+
+def _reconfigure(server: Server, before: Config, now: Config) -> None:
+    """Have a server of one process serve with what is configured now.
+
+    Raises:
+        ConfigError: that takes another process, or cannot be used; everything is as before.
+    """
+    changed = [
+        item.name
+        for item in dataclasses.fields(Config)
+        if item.name not in _CHANGEABLE and getattr(now, item.name) != getattr(before, item.name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)} cannot change in a process that serves",
+            hint="Start it anew; with --workers or --pid-file a reload changes everything, the code too.",
+        )
+    server.reconfigure(limits=now.limits, timeouts=now.timeouts, tls=now.tls if server.tls else None)
 
 
 def _addresses(config: Config) -> tuple[str, ...]:
@@ -86,6 +116,7 @@ def _build(target: str, config: Config, addresses: Sequence[str | Listener], poo
         limits=config.limits,
         timeouts=config.timeouts,
         tls=config.tls,
+        proxy=config.proxy,
         pool=pool,
     )
 
@@ -95,6 +126,9 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
     from longshore.plans import Plan, refuse_processes
     from longshore.serving import made_share, supervise
     from longshore.workforce import staff
+
+    config = Config.load(arguments.config, arguments=arguments.values)
+    printer = _Printer(config)
 
     def load() -> Plan:
         config = Config.load(arguments.config, arguments=arguments.values)
@@ -111,9 +145,9 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
                 server.subscribe(_Printer(config, announces=False))
                 yield server
 
+        printer.adopt(config)
         return Plan(_addresses(config), workers, config.timeouts.drain, build)
 
-    config = Config.load(arguments.config, arguments=arguments.values)
     # What every worker needs is imported once, before they are forked.
     import longshore.server  # noqa: F401
     from longshore import shared
@@ -121,7 +155,7 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
     # Nobody knows yet whether the target uses shared primitives: if it does, its workers must find one place.
     shared.join()
     try:
-        supervise(load, _Printer(config), config.metrics, config.control)
+        supervise(load, printer, config.metrics, config.control)
     finally:
         shared.leave()
     return 0
@@ -134,13 +168,21 @@ class _Printer:
     """
 
     def __init__(self, config: Config, *, announces: bool = True) -> None:
-        self._format = config.log_format
-        self._level = config.log_level
-        self._rank = _RANKS[config.log_level.upper()]
         self._lock = threading.Lock()
         self._announces = announces
         self._early: list[Event] | None = []
-        self._observer: LogObserver | None = None
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Log as `config` says from now on.
+
+        Raises:
+            ConfigError: the log file cannot be written; everything is as before.
+        """
+        observer = None if config.log_file is None else _observer(config)
+        with self._lock:
+            self._config, self._observer = config, observer
+            self._rank = _RANKS[config.log_level.upper()]
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, ServerAnnounced):
@@ -162,7 +204,7 @@ class _Printer:
 
     def _start(self, event: ServerStarted) -> None:
         gc.enable()
-        if self._format == "json":
+        if self._config.log_format == "json" and self._config.log_file is None:
             # In one format or the other, never both: whoever reads JSON reads the first line as well.  It is
             # printed at every level, because it is what says that the server accepts.
             self._observe().log(event)
@@ -177,6 +219,8 @@ class _Printer:
                     file=sys.stderr,
                     flush=True,
                 )
+            if self._config.log_file is not None:
+                self._observe().log(event)
         self._release()
 
     def _release(self) -> None:
@@ -191,7 +235,36 @@ class _Printer:
     def _observe(self) -> LogObserver:
         with self._lock:
             if self._observer is None:
-                from longshore.observers.logs import LogObserver, configure
-
-                self._observer = LogObserver(configure(self._format, self._level))
+                self._observer = _observer(self._config)
             return self._observer
+
+
+def _observer(config: Config) -> LogObserver:
+    """What logs as `config` says.
+
+    Raises:
+        ConfigError: the log file cannot be written.
+    """
+    from longshore.observers.logs import LogFile, LogObserver, configure
+
+    file = None
+    if config.log_file is not None:
+        try:
+            file = LogFile(config.log_file, _owner(config))
+        except OSError as error:
+            raise ConfigError(
+                f"--log-file {config.log_file}: {error.strerror}",
+                hint="It has to be a file that this user may write, in a directory that is there.",
+            ) from error
+    return LogObserver(configure(config.log_format, config.log_level, file))
+
+
+def _owner(config: Config) -> tuple[int, int]:
+    """To whom a log file is given, so that workers can open it once they are somebody else."""
+    if os.geteuid() != 0 or (config.prefork.user is None and config.prefork.group is None):
+        return -1, -1
+    from longshore.privileges import Identity
+
+    identity = Identity.of(config.prefork.user, config.prefork.group)
+    numbers = (None, None) if identity is None else (identity.uid, identity.gid)
+    return tuple(-1 if number is None else number for number in numbers)  # type: ignore[return-value]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,8 @@ __all__ = ("UnitArguments", "unit", "unit_files")
 
 #: Seconds that systemd waits beyond the drain before it kills.
 BEYOND_DRAIN = 15
+#: The first systemd that has Type=notify-reload; one that has not would take the service for Type=simple.
+NOTIFY_RELOAD = 253
 _NAME = re.compile(r"[A-Za-z0-9_.\-]+\Z")
 #: What ListenStream= and its kind are called for each scheme.
 _LISTEN = {
@@ -53,7 +56,7 @@ def unit(arguments: UnitArguments) -> int:
         ConfigError: these options cannot be served, or not by systemd.
         OSError: a file cannot be written.
     """
-    files = unit_files(arguments, os.getcwd(), sys.executable)
+    files = unit_files(arguments, os.getcwd(), sys.executable, systemd_version())
     for name, text in files.items():
         if arguments.output is None:
             print(f"# /etc/systemd/system/{name}\n{text}")
@@ -64,13 +67,24 @@ def unit(arguments: UnitArguments) -> int:
     return 0
 
 
-def unit_files(arguments: UnitArguments, directory: str, python: str) -> dict[str, str]:
+def systemd_version() -> int:
+    """Of the systemd on this machine; 0 where there is none."""
+    try:
+        told = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=True, timeout=5).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    found = re.match(r"systemd (\d+)", told)
+    return int(found[1]) if found else 0
+
+
+def unit_files(arguments: UnitArguments, directory: str, python: str, systemd: int) -> dict[str, str]:
     """The files by name.
 
     Args:
         arguments: of the command line.
         directory: where the service is to run: the target's own.
         python: the interpreter's path.
+        systemd: its version, which decides how a reload is asked for; 0 if it is not known.
 
     Raises:
         ConfigError: these options cannot be served, or not by systemd.
@@ -104,7 +118,7 @@ def unit_files(arguments: UnitArguments, directory: str, python: str) -> dict[st
         words += ["--config", os.path.join(directory, arguments.config)]
     if "control" not in arguments.values:
         words += ["--control", f"/run/{name}/control.sock"]
-    files[f"{name}.service"] = _service(name, words, directory, config, arguments, list(files))
+    files[f"{name}.service"] = _service(name, words, directory, config, list(files), systemd)
     return files
 
 
@@ -116,7 +130,7 @@ def _name_of(target: str) -> str:
 
 
 def _service(
-    name: str, words: Sequence[str], directory: str, config: Config, arguments: UnitArguments, sockets: Sequence[str]
+    name: str, words: Sequence[str], directory: str, config: Config, sockets: Sequence[str], systemd: int
 ) -> str:
     drain = config.timeouts.drain
     stop = "infinity" if drain is None else f"{drain + BEYOND_DRAIN:g}"
@@ -130,10 +144,8 @@ def _service(
         *([f"Requires={needs}", f"After={needs}"] if sockets else []),
         "",
         "[Service]",
-        "# READY=1 comes once it accepts; a reload is SIGHUP, whose end is in the log.",
-        "Type=notify",
+        *_notified(systemd),
         f"ExecStart={' '.join(_quoted(word) for word in words)}",
-        "ExecReload=/bin/kill -HUP $MAINPID",
         f"WorkingDirectory={directory}",
         *_identity(config),
         "Restart=on-failure",
@@ -151,6 +163,7 @@ def _service(
         "ProtectSystem=strict",
         "ProtectHome=read-only",
         "PrivateTmp=yes",
+        *_logs(name, directory, config),
         *_capabilities(config),
         "",
         "[Install]",
@@ -160,11 +173,34 @@ def _service(
     return "\n".join(lines)
 
 
+def _notified(systemd: int) -> list[str]:
+    """How systemd hears of a start and of a reload."""
+    if systemd >= NOTIFY_RELOAD:
+        return [
+            "# READY=1 comes once it accepts, and again at the end of a reload, for which systemctl reload waits.",
+            "Type=notify-reload",
+            "ReloadSignal=SIGHUP",
+        ]
+    return [
+        "# READY=1 comes once it accepts; a reload is SIGHUP, whose end is in the log.",
+        "Type=notify",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+    ]
+
+
 def _identity(config: Config) -> list[str]:
     workers = config.prefork
     if workers.user is None and workers.group is None:
         return ["DynamicUser=yes"]
     return [f"{key}={value}" for key, value in (("User", workers.user), ("Group", workers.group)) if value]
+
+
+def _logs(name: str, directory: str, config: Config) -> list[str]:
+    """Where a log file may be written, though everything else is read-only."""
+    if config.log_file is None:
+        return []
+    place = os.path.dirname(os.path.join(directory, config.log_file))
+    return [f"LogsDirectory={name}"] if place == f"/var/log/{name}" else [f"ReadWritePaths={_quoted(place)}"]
 
 
 def _capabilities(config: Config) -> list[str]:

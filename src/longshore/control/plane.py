@@ -24,6 +24,7 @@ from longshore.control.commands import Commander
 from longshore.control.fleet import PATIENCE, Fleet, Member, Refusal, Silence
 from longshore.control.pages import Page, document, serve_pages
 from longshore.errors import ConfigError, LongshoreError
+from longshore.logfiles import reopen_logs
 from longshore.server import Server
 from longshore.settings import near_match
 from longshore.workforce import resident
@@ -154,6 +155,8 @@ class Plane:
                     self._do(member.close())
             case "state":
                 self._state = message["state"]
+            case "reopen-logs":
+                reopen_logs()
 
     async def _command(self, verb: str, patience: float = PROMPT, **arguments: Any) -> Any:
         """What the supervisor does.

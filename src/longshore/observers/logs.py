@@ -9,8 +9,10 @@ It decides nothing: which level an event has stands at the event.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,10 +21,11 @@ from longshore.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import TextIOWrapper
 
     from longshore.events import Event
 
-__all__ = ("JsonFormatter", "LogObserver", "TextFormatter", "configure", "describe")
+__all__ = ("JsonFormatter", "LogFile", "LogObserver", "TextFormatter", "configure", "describe")
 
 #: The attribute of a log record under which its event stands, for handlers of your own.
 RECORD_ATTRIBUTE = "longshore_event"
@@ -188,11 +191,15 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
     events.WorkerEnded: _worker_ended,
     events.WorkerCrashed: _worker_crashed,
     events.WorkerBlocked: _worker_blocked,
-    events.Reloading: lambda event: f"reloading: workers of generation {event.generation} start",
+    events.Reloading: lambda event: f"reloading: generation {event.generation} starts",
     events.Reloaded: lambda event: f"reloaded in {event.seconds:.2f} s: generation {event.generation} serves",
-    events.ReloadFailed: lambda event: f"the reload failed, the old workers go on: {event.reason}",
+    events.ReloadFailed: lambda event: f"the reload failed, everything goes on as before: {event.reason}",
     events.Upgrading: lambda event: f"upgrading: the program starts again as process {event.pid}",
+    events.Upgraded: lambda event: f"upgraded: process {event.pid} serves in the place of this one",
     events.UpgradeFailed: lambda event: f"the upgrade failed, this program goes on: {event.reason}",
+    events.BrokerEnded: lambda event: (
+        f"the broker of the shared primitives ({event.pid}) ended: {event.reason}; {_again(event)}"
+    ),
     events.ControlEnded: lambda event: f"the control process ({event.pid}) ended: {event.reason}; {_again(event)}",
     events.LimitNear: lambda event: f"{event.limit} is near: {event.value} of {event.maximum}",
     events.CertificateRenewed: lambda event: f"serving with the new certificate in {event.certfile}",
@@ -262,17 +269,63 @@ def _plain(value: object) -> str:
     return _error(value) if isinstance(value, BaseException) else str(value)
 
 
+class LogFile(logging.FileHandler):
+    """Lines at the end of a file; when it cannot be written, say so once, and go on.
+
+    SIGUSR1 opens it anew: `longshore.logfiles`.
+
+    Args:
+        path: the file.
+        owner: the numbers of the user and the group that a regular file is given to; -1 leaves one of them.
+
+    Raises:
+        OSError: it cannot be opened, or given away.
+    """
+
+    def __init__(self, path: str, owner: tuple[int, int] = (-1, -1)) -> None:
+        self._owner = owner
+        self._failure: OSError | None = None
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        try:
+            if self._owner != (-1, -1) and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                os.fchown(stream.fileno(), *self._owner)
+        except OSError:
+            stream.close()
+            raise
+        return stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        before, self._failure = self._failure, None
+        super().emit(record)
+        if self._failure is not None and before is None:
+            with contextlib.suppress(OSError, ValueError):
+                why = self._failure.strerror or self._failure
+                sys.stderr.write(f"longshore: {self.baseFilename} cannot be written: {why}; serving goes on\n")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Note what the system has refused; anything else is a bug, and shown by `logging` itself."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._failure = error
+        else:
+            super().handleError(record)
+
+
 class _Handler(logging.StreamHandler[TextIO]):
-    """The handler of `configure`: of a class of its own, so that a second call finds and replaces it."""
+    """The handler of `configure` for a stream: of a class of its own, so that a second call finds and replaces it."""
 
 
-def configure(format: str = "text", level: str = "info", stream: TextIO | None = None) -> logging.Logger:
+def configure(format: str = "text", level: str = "info", stream: TextIO | LogFile | None = None) -> logging.Logger:
     """Send the `longshore` logger's records to `stream` (standard error if None); again replaces the former call.
 
     Args:
         format: "text" for a readable line, coloured on a terminal that has colours, or "json".
         level: "debug", "info", "warning" or "error".
-        stream: a text file.
+        stream: a text file, or a `LogFile`, which the next call closes.
 
     Raises:
         ConfigError: no such format or level.
@@ -282,12 +335,14 @@ def configure(format: str = "text", level: str = "info", stream: TextIO | None =
     number = logging.getLevelName(level.upper())
     if not isinstance(number, int):
         raise ConfigError(f"log level {level!r}: must be debug, info, warning or error")
-    target = sys.stderr if stream is None else stream
-    handler = _Handler(target)
-    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter(colour=_has_colour(target)))
+    handler = stream if isinstance(stream, LogFile) else _Handler(sys.stderr if stream is None else stream)
+    colour = isinstance(handler, _Handler) and _has_colour(handler.stream)
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter(colour=colour))
     logger = logging.getLogger("longshore")
-    for former in [each for each in logger.handlers if isinstance(each, _Handler)]:
+    for former in [each for each in logger.handlers if isinstance(each, (_Handler, LogFile))]:
         logger.removeHandler(former)
+        with contextlib.suppress(OSError):
+            former.close()
     logger.addHandler(handler)
     logger.setLevel(number)
     # The root logger's handlers, if any, would print each line a second time.

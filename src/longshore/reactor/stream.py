@@ -74,9 +74,7 @@ class Stream:
     ) -> None:
         self.reactor = reactor
         self.socket = sock
-        self.peer = peer
-        self.sink = sink
-        self.limits = limits
+        self.peer, self.sink, self.limits = peer, sink, limits
         #: Where each read and each write is a packet of its own; None: where they are not.
         self._packets = Packets(sock) if packets else None
         self.input = (
@@ -87,8 +85,7 @@ class Stream:
         self.watch = Watch(timeouts, reactor.now())
         self.tls = tls
         self.error: BaseException | None = None
-        self.received = 0
-        self.sent = 0
+        self.received = self.sent = 0
         #: Whether anything came since our last write: then the peer is owed an answer.
         self.owing = False
         #: Whether writes may wait for the end of the callback that makes them.
@@ -102,21 +99,20 @@ class Stream:
         self._dispatch: Dispatch | None = None
         waiters = Waiters(self)
         self.park, self.unpark = waiters.park, waiters.unpark
-        self.expect, self.wake = waiters.expect, waiters.wake
-        self._corked = False
+        self.expect, self.wake, self.rests = waiters.expect, waiters.wake, waiters.rests
+        self.in_shares, self.sated, self.excuse = waiters.in_shares, waiters.sated, waiters.excuse
+        self._corked = self._deferred = False
         self._machine = Machine(CONNECTION)
-        self._plain = bytearray()
-        self._wire = bytearray()
+        self._plain, self._wire = bytearray(), bytearray()
         #: The lengths of the packets in `_wire`.
         self._lengths: deque[int] = deque()
-        self._deferred = False
         self._events = 0
-        self._hungry = self._held = False
+        self._hungry = self._held = self._write_ended = False
         self._brink = Brink()
-        self._write_ended = False
         #: Whether TLS has been told that we send no more.
         self._farewell = False
-        self._dropped = 0
+        #: Bytes that came after our last one had left; infinite once the peer has ended its side, too.
+        self._dropped: float = 0
         self._timer: Timer | None = None
         self._armed = math.inf
 
@@ -196,7 +192,8 @@ class Stream:
         self.sink.opened()
 
     def _tell_arrived(self) -> None:
-        self.wake()
+        if not self.rests():
+            self.wake()
         self.sink.arrived()
         self.go_on()
 
@@ -286,9 +283,20 @@ class Stream:
         self._tell_arrived()
 
     def _drop(self, data: bytes) -> None:
-        self._dropped += len(data)
-        if not data or self._dropped > LINGER_BYTES:
+        if not data:
+            self._dropped = math.inf
+        elif not self.pending:
+            self._dropped += len(data)
+        if not self._lingers and self.pending:
+            # The end of their side, or of our patience with it, says nothing about what they still read.
+            self._update()
+        elif not self._lingers:
             self._finish()
+
+    @property
+    def _lingers(self) -> bool:
+        """Whether the peer may go on sending, once we have closed."""
+        return not self.input.ended and self._dropped <= LINGER_BYTES
 
     # -- output ----------------------------------------------------------------------------------------
 
@@ -420,7 +428,7 @@ class Stream:
             if self.state == "closing":
                 self._finish()
                 return
-        if self.state == "closing" and self.input.ended:
+        if self.state == "closing" and not self._lingers:
             self._finish()
 
     # -- the end ---------------------------------------------------------------------------------------
@@ -496,7 +504,6 @@ class Stream:
 
     def _finish(self) -> None:
         self._release()
-        self.input.end()
         self.socket.close()
         self.wake()
         self.sink.closed(self.cause, self.error)
@@ -543,17 +550,10 @@ class Stream:
         state = self.state
         if state == "closed":
             return
+        ahead = self._hungry or self.input.size < min(CHUNK, self.limits.max_pending_bytes)
+        wanted = ahead and not (self._held or self.input.ended) and self.pending <= self.limits.max_pending_bytes
         events = 0
-        if (
-            state == "opening"
-            or (state == "closing" and not self.input.ended)
-            or (
-                not self.input.ended
-                and not self._held
-                and (self._hungry or self.input.size < min(CHUNK, self.limits.max_pending_bytes))
-                and self.pending <= self.limits.max_pending_bytes
-            )
-        ):
+        if self._lingers if state == "closing" else state == "opening" or wanted:
             events = selectors.EVENT_READ
         if (self._wire or self._lengths) and not self._deferred:
             events |= selectors.EVENT_WRITE

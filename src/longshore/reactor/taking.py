@@ -30,12 +30,12 @@ async def taking(
 
 def taking_line(stream: Stream, link: Any, timeout: float | None, limit: int) -> Coroutine[Any, Any, bytes]:
     """As `taking` a line."""
-    return taking(stream, link, timeout, stream.input.take_line, limit)
+    return taking(stream, link, timeout, link.input.take_line, limit)
 
 
 def taking_some(stream: Stream, link: Any, timeout: float | None, count: int) -> Coroutine[Any, Any, bytes]:
     """As `taking` what is there, up to `count` bytes."""
-    return taking(stream, link, timeout, stream.input.take_some, count)
+    return taking(stream, link, timeout, link.input.take_some, count)
 
 
 class _Done:

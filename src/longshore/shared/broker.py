@@ -264,8 +264,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _serve(server: Server, options: argparse.Namespace) -> None:
     """Serve until the owner is gone."""
     server.start()
+    # It stays open, as its end tells the owner of this process's.
     os.write(options.ready, b"%d" % os.getpid())
-    os.close(options.ready)
     waiting = selectors.DefaultSelector()
     waiting.register(options.lifeline, selectors.EVENT_READ)
     try:

@@ -6,6 +6,7 @@ and parameters and nothing else, so it pickles, forks and spawns; it finds its p
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 import threading
@@ -19,7 +20,10 @@ from longshore.shared.places import KINDS, MAX_NAME, Status, Verb
 if TYPE_CHECKING:
     from longshore.shared.places import Place, Reply
 
-__all__ = ("Handle", "Record", "seconds")
+__all__ = ("Handle", "Record", "seconds", "whole")
+
+#: What no count may reach: Redis keeps numbers of scripts as doubles.
+_LARGEST = 1 << 53
 
 
 class Record:
@@ -56,6 +60,21 @@ def seconds(timeout: float | None, block: bool = True) -> float | None:
     return None if timeout is None else max(0.0, timeout)
 
 
+def whole(number: Any, what: str, least: int = 0) -> int:
+    """`number`, which is a count.
+
+    Raises:
+        ConfigError: it is no whole number, or less than `least`, or too large; `what` names it.
+    """
+    try:
+        count = int(operator.index(number))
+    except TypeError:
+        count = _LARGEST
+    if not least <= count < _LARGEST:
+        raise ConfigError(f"{what} is a whole number, {least} or more, not {number!r}")
+    return count
+
+
 class Handle:
     """A named object, as this process has it."""
 
@@ -63,9 +82,12 @@ class Handle:
     _place: Place | None = None
     _record: Record
 
-    def __init__(self, name: str, parameters: str = "") -> None:
+    def __init__(self, name: str) -> None:
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"{self.kind}({name!r}): a name is a text of one character or more")
+            raise ConfigError(
+                f"{self.kind}({name!r}): a name is a text of one character or more",
+                hint="Same name, same object; shared.Manager() makes objects without names, to be passed along.",
+            )
         key = KINDS[self.kind] + name.encode()
         if len(key) > MAX_NAME + 1:
             raise ConfigError(
@@ -73,7 +95,7 @@ class Handle:
             )
         self.name = name
         self._key = key
-        self._parameters = parameters.encode()
+        self._parameters = self._shape().encode()
         era, known = _parameters.setdefault(key, (joining.era(), self._parameters))
         if era != joining.era():
             _parameters[key] = (joining.era(), self._parameters)
@@ -86,6 +108,10 @@ class Handle:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments()
+
+    def _shape(self) -> str:
+        """The parameters in which all handles of this name agree, as text."""
+        return ""
 
     def _arguments(self) -> tuple[Any, ...]:
         """What makes the same handle elsewhere."""
@@ -181,7 +207,7 @@ _METHODS: dict[int, str] = {
     Verb.SEND: "send",
     Verb.TAKE_MESSAGE: "recv",
     Verb.POLL: "poll",
-    Verb.RECEIVE: "get",
+    Verb.RECEIVE: "subscribe().get",
 }
 
 

@@ -2,12 +2,15 @@
 
 The only place that reads and writes `LONGSHORE_SHARED`.  A process that is told nothing starts a broker of its own when
 the first handle is used; what it starts afterwards finds the address in the environment, and the key beside the socket.
+A child of `multiprocessing` may come from a server that was started before, with the environment of then; such a child
+is told by what every process of that library inherits.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from longshore.shared.places import Place
     from longshore.shared.starting import Broker
 
-__all__ = ("VARIABLE", "address", "current", "era", "join", "joined", "leave")
+__all__ = ("VARIABLE", "address", "current", "era", "join", "joined", "leave", "own_broker")
 
 #: What names the place to the processes that this one starts.
 VARIABLE = "LONGSHORE_SHARED"
@@ -37,7 +40,7 @@ _era = 0
 
 def current() -> Place:
     """The place of this process; joins the one of the environment, or starts one, if there is none yet."""
-    return _place if _place is not None else join(os.environ.get(VARIABLE))
+    return _place if _place is not None else join(_told())
 
 
 def joined() -> Place | None:
@@ -74,9 +77,9 @@ def join(url: str | None = None) -> Place:
                 hint="shared.leave() first; its handles then belong to the other place.",
             )
         if url in (None, "local://"):
-            url = os.environ.get(VARIABLE) if _broker is None else None
+            url = _told() if _broker is None else None
             if url is None:
-                url = _own_broker().url
+                url = _started().url
         scheme = str(url).partition("://")[0]
         if scheme not in _PLACES or "://" not in str(url):
             raise ConfigError(f"{url!r} is no place", hint="There are local:///path and redis://host:port/db.")
@@ -87,6 +90,7 @@ def join(url: str | None = None) -> Place:
         if os.environ.get(VARIABLE) != url:
             # Without a password, which the environment would tell to all that is started.
             os.environ[VARIABLE] = place.url
+        _inherited()[VARIABLE] = os.environ[VARIABLE]
         return _place
 
 
@@ -105,22 +109,65 @@ def leave() -> None:
         if place is not None:
             place.close()
             os.environ.pop(VARIABLE, None)
+            _inherited().pop(VARIABLE, None)
         if broker is not None:
             broker.stop()
 
 
-def _own_broker() -> Broker:
+def _told() -> str | None:
+    """The place of whoever has started this process, if there is one."""
+    return _inherited().get(VARIABLE) or os.environ.get(VARIABLE)
+
+
+def _inherited() -> dict[str, Any]:
+    """What processes that `multiprocessing` starts have from this one; not loaded, it has started nothing yet."""
+    process = sys.modules.get("multiprocessing.process")
+    config: dict[str, Any] = {} if process is None else process.current_process()._config
+    return config
+
+
+def own_broker() -> OwnBroker | None:
+    """The broker that this process has started for itself and what it starts; None if there is none."""
+    return None if _broker is None else OwnBroker()
+
+
+class OwnBroker:
+    """That broker, for whoever watches it: a supervisor."""
+
+    @property
+    def pid(self) -> int:
+        """Its process; 0 where there is none any more."""
+        return 0 if _broker is None else _broker.pid
+
+    def fileno(self) -> int:
+        """A descriptor that is readable once it has ended."""
+        return -1 if _broker is None else _broker.fileno()
+
+    def restart(self) -> None:
+        """Start another one in its place, once it has ended, and join that.
+
+        Raises:
+            BrokerLost: it did not come up.
+        """
+        global _place, _era
+        with _lock:
+            place, _place = _place, None
+            if place is not None:
+                _era += 1
+                place.close()
+            join()
+
+
+def _started() -> Broker:
     global _broker
     from longshore.shared.starting import Broker
 
     if _broker is None:
         atexit.register(leave)
-    directory = None
-    if _broker is not None:
-        # It was lost.  Its directory knows its epoch, which the next one's is above.
-        directory = str(_broker.directory)
-        _broker.release()
-    _broker = Broker(directory)
+        _broker = Broker()
+    else:
+        # It was lost.
+        _broker.restart()
     return _broker
 
 

@@ -16,6 +16,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,9 @@ _LENGTH = struct.Struct("<I")
 _CHUNK = 65536
 #: Seconds that connecting and the greeting may take.
 _GREETING = 10.0
+#: Seconds that whoever joins waits for a broker that is being started again, and the pauses in which it looks.  A
+#: broker that will not come back has taken its key along.
+_RETURN, _AGAIN = 2.0, 0.01
 _places: WeakSet[LocalPlace] = WeakSet()
 
 
@@ -45,14 +49,7 @@ class _Channel:
 
     def __init__(self, place: LocalPlace) -> None:
         self.place = place
-        self.socket = sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(_GREETING)
-            sock.connect(place.path)
-            sock.settimeout(None)
-        except OSError as error:
-            sock.close()
-            raise place.lose(error) from error
+        self.socket = place.connected()
         self._ids = itertools.count(1)
         self._buffer = bytearray()
         self._replies: dict[int, Reply] = {}
@@ -68,9 +65,10 @@ class _Channel:
     def ask(self, verb: int, key: bytes, holder: int, number: int, timeout: float | None, fields: Any) -> Reply:
         """Have a verb done, and block for its reply."""
         name = next(self._ids) & 0xFFFFFFFF or next(self._ids)
+        request = encode_request(verb, name, key, holder, number, timeout, fields)
         self.busy = True
         try:
-            self.send(encode_request(verb, name, key, holder, number, timeout, fields))
+            self.send(request)
             return self._await(name)
         except BaseException as error:
             if not isinstance(error, (BrokerLost, InternalError)):
@@ -290,11 +288,14 @@ class LocalPlace:
             ) from error
         self.epoch = 0
         self.max_item = 0
+        #: Until when somebody is waited for who serves there.
+        self._patience = time.monotonic() + _RETURN
         self.channels: WeakSet[_Channel] = WeakSet()
         self._local = threading.local()
         self._lost: str | None = None
         self._closed = False
         self._channel()
+        self._patience = 0.0
         _places.add(self)
 
     @property
@@ -357,6 +358,21 @@ class LocalPlace:
                 spare = self._local.spare = self._open()
             return spare
         return channel
+
+    def connected(self) -> socket.socket:
+        """A connection to the broker."""
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.settimeout(_GREETING)
+                sock.connect(self.path)
+                sock.settimeout(None)
+                return sock
+            except OSError as error:
+                sock.close()
+                if time.monotonic() > self._patience:
+                    raise self.lose(error) from error
+                time.sleep(_AGAIN)
 
     def _open(self) -> _Channel:
         if self._closed:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 from longshore import runs
-from longshore.errors import ConfigError, NotHeld
-from longshore.shared.handle import Handle, seconds
+from longshore.errors import NotHeld
+from longshore.shared.handle import Handle, seconds, whole
 from longshore.shared.places import Reply, Status, Verb
 
 __all__ = ("Grant", "Held", "Lock", "RLock", "Semaphore")
@@ -44,11 +44,11 @@ class Held(Handle):
         run.endings.pop(record.ended, None)
         record.place.tell(Verb.RELEASE, self._key, run.number)
 
+    #: What to do instead of releasing what one does not hold.
+    _cure = "Whoever acquires releases; what a handler run holds is released when it ends."
+
     def _not_held(self, what: str) -> NotHeld:
-        return NotHeld(
-            f"{what} of {self!r}, which this handler run, thread or task does not hold",
-            hint="Whoever acquires releases; what a handler run holds is released when it ends.",
-        )
+        return NotHeld(f"{what} of {self!r}, which this handler run, thread or task does not hold", hint=self._cure)
 
     @property
     def _grant(self) -> Grant:
@@ -169,20 +169,31 @@ class RLock(Held):
 class Semaphore(Held):
     """As many holders as it has slots; the slots of one that dies come back.
 
+    With no slots it is a signal: anybody's `release` adds one, and each `acquire` takes one for good, as nobody holds
+    what was not lent to him.
+
     Args:
-        value: the slots.
+        value: the slots; 0 makes a signal.
 
     Raises:
-        ConfigError: `value` is negative, or not that of the other handles of this name.
+        ConfigError: `value` is no number from 0, or not that of the other handles of this name.
+
+    Example:
+        >>> done = Semaphore("done", 0)
+        >>> done.release()
+        >>> print(done.acquire(timeout=0), done.acquire(timeout=0))
+        True False
     """
 
     kind = "Semaphore"
+    _cure = f"{Held._cure}  To signal others, take Semaphore(name, 0), which anybody releases, or an Event."
 
     def __init__(self, name: str, value: int = 1) -> None:
-        if value < 0:
-            raise ConfigError(f"Semaphore({name!r}, {value}): the slots are a number from 0")
-        self._value = value
-        super().__init__(name, f"value={value}")
+        self._value = whole(value, f"value of Semaphore {name!r}")
+        super().__init__(name)
+
+    def _shape(self) -> str:
+        return f"value={self._value}"
 
     def _arguments(self) -> tuple[Any, ...]:
         return self.name, self._value
@@ -190,19 +201,25 @@ class Semaphore(Held):
     def _granted(self, run: runs.Run, reply: Reply) -> bool:
         if reply.status != Status.OK:
             return False
-        record = self._record
-        record.held[run.number] = record.held.get(run.number, 0) + 1
-        run.endings[record.ended] = None
+        if self._value:
+            record = self._record
+            record.held[run.number] = record.held.get(run.number, 0) + 1
+            run.endings[record.ended] = None
         return True
 
     def release(self) -> None:
-        """Give a slot back.
+        """Give a slot back; a signal is sent.  It never waits.
 
         Raises:
-            NotHeld: the caller holds none.
+            NotHeld: the caller holds no slot.
         """
         self._at()
         run = runs.current()
+        if self._value:
+            self._give_back(run)
+        self._record.place.tell(Verb.RELEASE, self._key, run.number)
+
+    def _give_back(self, run: runs.Run) -> None:
         record = self._record
         count = record.held.get(run.number, 0)
         if not count:
@@ -212,11 +229,10 @@ class Semaphore(Held):
             run.endings.pop(record.ended, None)
         else:
             record.held[run.number] = count - 1
-        record.place.tell(Verb.RELEASE, self._key, run.number)
 
     @property
     def free(self) -> int:
-        """The slots that nobody holds."""
+        """The slots that nobody holds, or the signals that nobody has taken."""
         return self._ask(Verb.LOCKED).number
 
     def locked(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Self
 
 from longshore.errors import LimitExceeded
 from longshore.shared.handle import Handle
@@ -21,6 +22,7 @@ class Counter(Handle):
     kind = "Counter"
 
     def _added(self, n: int) -> int:
+        n = operator.index(n)
         if not -_LARGEST < n < _LARGEST:
             raise LimitExceeded(f"{self!r}: {n} has more than 64 bits")
         return n
@@ -30,6 +32,7 @@ class Counter(Handle):
 
         Raises:
             LimitExceeded: it would have more than 64 bits.
+            TypeError: `n` is no whole number.
         """
         return self._ask(Verb.ADD, self._added(n)).number
 
@@ -160,6 +163,10 @@ class Dict(Handle, MutableMapping[Any, Any]):
         if pairs:
             self._ask(Verb.WRITE, 0, pairs)
 
+    def __ior__(self, other: Any) -> Self:
+        self.update(other)
+        return self
+
     async def aupdate(self, other: Any = (), /, **more: Any) -> None:
         """`update` for tasks."""
         pairs = self._pairs(other, more)
@@ -197,6 +204,9 @@ class Dict(Handle, MutableMapping[Any, Any]):
     async def aclear(self) -> None:
         """`clear` for tasks."""
         await self._await(Verb.WIPE)
+
+    def __str__(self) -> str:
+        return str(self.copy())
 
     def copy(self) -> dict[Any, Any]:
         """All of it at one moment, as a plain dict."""

@@ -73,6 +73,7 @@ class Verb(IntEnum):
     # b"1" if the holder before has ended without releasing, else absent.  A nested acquire of an RLock never comes
     # here: it is counted in the handle.  undo: RELEASE.
     # RELEASE is told, not asked: the handle has checked that the holder has it; from anybody else it does nothing.
+    # A semaphore of no slots is a signal: anybody's RELEASE adds one, and ACQUIRE takes one, which is no holding.
     # LOCKED -> number 1 if somebody holds it; for a semaphore the free slots.
     ACQUIRE = 10
     RELEASE = 11

@@ -7,7 +7,7 @@ from typing import Any
 
 from longshore import runs
 from longshore.errors import NotHeld
-from longshore.shared.handle import Handle, seconds
+from longshore.shared.handle import Handle, seconds, whole
 from longshore.shared.places import Reply, Status, Verb
 from longshore.shared.values import checked, serialiser
 
@@ -69,17 +69,20 @@ class Queue(Handle):
         serializer: "pickle", "json" or "msgpack"; the same on all sides.
 
     Raises:
-        ConfigError: `maxsize` is not that of the other handles of this name.
+        ConfigError: `maxsize` is no number from 0, or not that of the other handles of this name.
     """
 
     kind = "Queue"
 
     def __init__(self, name: str, maxsize: int = 0, *, serializer: str = "pickle") -> None:
         #: How many items may lie in it; 0: any number.
-        self.maxsize = max(0, maxsize)
+        self.maxsize = 0 if maxsize == -1 else whole(maxsize, f"maxsize of Queue {name!r}")
         self._serializer = serializer
         self._values = serialiser(serializer)
-        super().__init__(name, f"maxsize={self.maxsize}")
+        super().__init__(name)
+
+    def _shape(self) -> str:
+        return f"maxsize={self.maxsize}"
 
     def _arguments(self) -> tuple[Any, ...]:
         return self.name, self.maxsize, self._serializer
@@ -120,7 +123,8 @@ class Queue(Handle):
         """Take the item that has waited longest; wait for one for at most `timeout` seconds.
 
         Args:
-            ack: return a `Delivery`, which must be acknowledged; else whoever gets an item has it for good.
+            ack: return a `Delivery`, which must be acknowledged, and goes to somebody else if its holder ends before:
+                at least once.  Without, whoever gets an item has it for good, and it is lost with him: at most once.
 
         Raises:
             queue.Empty: nothing came in time.

@@ -7,8 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from longshore import runs
-from longshore.errors import ConfigError
-from longshore.shared.handle import Handle, seconds
+from longshore.shared.handle import Handle, seconds, whole
 from longshore.shared.lock import Grant, RLock
 from longshore.shared.places import Reply, Status, Verb
 
@@ -127,6 +126,7 @@ class Condition(RLock):
         Raises:
             NotHeld: the caller does not hold the lock.
         """
+        n = whole(n, f"n of {self!r}.notify", -1)
         if self._ask(Verb.NOTIFY, n, holder=runs.current().number).status == Status.NOT_HELD:
             raise self._not_held("notify")
 
@@ -136,6 +136,7 @@ class Condition(RLock):
 
     async def anotify(self, n: int = 1) -> None:
         """`notify` for tasks."""
+        n = whole(n, f"n of {self!r}.anotify", -1)
         if (await self._await(Verb.NOTIFY, 0, n)).status == Status.NOT_HELD:
             raise self._not_held("notify")
 
@@ -148,17 +149,18 @@ class Barrier(Handle):
     """Lets nobody go on before `parties` have come.
 
     Raises:
-        ConfigError: `parties` is less than 1, or not that of the other handles of this name.
+        ConfigError: `parties` is no number from 1, or not that of the other handles of this name.
     """
 
     kind = "Barrier"
 
     def __init__(self, name: str, parties: int) -> None:
-        if parties < 1:
-            raise ConfigError(f"Barrier({name!r}, {parties}): the parties are a number from 1")
         #: How many it takes.
-        self.parties = parties
-        super().__init__(name, f"parties={parties}")
+        self.parties = whole(parties, f"parties of Barrier {name!r}", 1)
+        super().__init__(name)
+
+    def _shape(self) -> str:
+        return f"parties={self.parties}"
 
     def _arguments(self) -> tuple[Any, ...]:
         return self.name, self.parties

@@ -36,18 +36,34 @@ class Broker:
     """
 
     def __init__(self, directory: str | None = None, max_item: int = MAX_ITEM) -> None:
-        runtime = os.environ.get("XDG_RUNTIME_DIR")
         made = directory is None
-        self.directory = Path(directory or tempfile.mkdtemp(prefix="longshore-", dir=_usable(runtime)))
+        self.directory = Path(directory or tempfile.mkdtemp(prefix="longshore-", dir=_usable()))
         key = self.directory / "key"
         if not key.exists():
             with open(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_hex(32).encode())
         #: The URL by which others join.
         self.url = f"local://{self.directory}/socket"
-        self._pid = os.getpid()
+        #: Its process, which is no child of this one.
+        self.pid = 0
+        self._max_item = max_item
+        self._owner = os.getpid()
+        self._lifeline = self._ended = -1
+        try:
+            self._start()
+        except BaseException:
+            if made:
+                shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+
+    def _start(self) -> None:
+        """Have a process come up.
+
+        It lives as long as this one holds `_lifeline`, and for as long nothing can be read from `_ended`, whose other
+        end is its alone.
+        """
         lifeline, self._lifeline = os.pipe()
-        came, ready = os.pipe()
+        self._ended, ready = os.pipe()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
         home = str(Path(__file__).parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (home, environment.get("PYTHONPATH"))))
@@ -55,7 +71,7 @@ class Broker:
         command += ["--owner", str(os.getpid()), "--lifeline", str(lifeline), "--ready", str(ready)]
         try:
             process = subprocess.Popen(
-                [*command, "--max-item", str(max_item)],
+                [*command, "--max-item", str(self._max_item)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(lifeline, ready),
@@ -66,45 +82,57 @@ class Broker:
         finally:
             os.close(lifeline)
             os.close(ready)
-        with open(came, "rb") as stream:
-            up = stream.read()
+        up = os.read(self._ended, 32)
         code = process.wait()
         if not up:
-            os.close(self._lifeline)
-            if made:
-                shutil.rmtree(self.directory, ignore_errors=True)
+            self._forget()
             raise BrokerLost(
                 f"the broker in {self.directory} did not come up (exit {code})", hint="Its standard error says why."
             )
-
-        #: Its process, which is no child of this one.
         self.pid = int(up)
 
-    def _wait(self, seconds: float) -> None:
-        """Wait for its end, and kill it after `seconds`."""
-        with contextlib.suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(self.pid)
-            try:
-                if not select.select([descriptor], [], [], seconds)[0]:
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                    select.select([descriptor], [], [], 5)
-            finally:
-                os.close(descriptor)
+    def fileno(self) -> int:
+        """A descriptor that is readable once it has ended; -1 where there is none."""
+        return self._ended
+
+    def restart(self) -> None:
+        """Start another one, empty, where this one has died: its epoch is higher, and its URL the same.
+
+        Raises:
+            BrokerLost: it did not come up.
+        """
+        self.release()
+        self._start()
 
     def release(self) -> None:
         """Take note of its death; its directory stays, for the next one."""
-        if self._lifeline >= 0 and self._pid == os.getpid():
-            os.close(self._lifeline)
-            self._lifeline = -1
-            self._wait(0)
+        self._end(0)
 
     def stop(self) -> None:
         """End it, and remove what it had; again, or in a child of its owner, does nothing."""
-        if self._lifeline >= 0 and self._pid == os.getpid():
-            os.close(self._lifeline)
-            self._lifeline = -1
-            self._wait(5)
+        if self._end(5):
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _end(self, seconds: float) -> bool:
+        """Let it end, and kill it after `seconds`; whether there was one of this process's own."""
+        if self._lifeline < 0 or self._owner != os.getpid():
+            return False
+        os.close(self._lifeline)
+        self._lifeline = -1
+        poll = select.poll()
+        poll.register(self._ended, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            poll.poll(5000)
+        self._forget()
+        return True
+
+    def _forget(self) -> None:
+        for descriptor in (self._lifeline, self._ended):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._lifeline = self._ended = -1
 
     def __enter__(self) -> Broker:
         return self
@@ -113,8 +141,9 @@ class Broker:
         self.stop()
 
 
-def _usable(directory: str | None) -> str | None:
-    """The directory, if this user may make others in it; paths of sockets are short, so a deep one is none."""
+def _usable() -> str | None:
+    """XDG_RUNTIME_DIR, if this user may make others in it; paths of sockets are short, so a deep one is none."""
+    directory = os.environ.get("XDG_RUNTIME_DIR")
     with contextlib.suppress(OSError):
         if directory and len(directory) < 40 and os.stat(directory).st_uid == os.geteuid() and os.access(directory, 7):
             return directory

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
 from longshore.errors import ClosedError, ConfigError, LongshoreError
-from longshore.shared.handle import Handle, seconds
+from longshore.shared.handle import Handle, seconds, whole
 from longshore.shared.places import Reply, Status, Verb
 from longshore.shared.values import checked, serialiser
 
@@ -52,7 +52,8 @@ class Topic(Handle):
         """
         if slow not in ("drop", "close"):
             raise ConfigError(f"slow={slow!r}: a slow subscriber is dealt with by 'drop' or 'close'")
-        return Subscription(self, self._ask(Verb.SUBSCRIBE, max_pending, (slow.encode(),)).number)
+        pending = whole(max_pending, f"max_pending of {self!r}.subscribe", 1)
+        return Subscription(self, self._ask(Verb.SUBSCRIBE, pending, (slow.encode(),)).number)
 
     async def asubscribe(self, max_pending: int = 1024, slow: str = "drop") -> Subscription:
         """`subscribe` for tasks."""

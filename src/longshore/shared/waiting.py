@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ("ask", "await_reply", "wait")
 
+#: What is awaited in the place of a method, where it is not the same name with an `a` in front.
+_TWINS = {"Event.wait": "await_set", "Condition.wait": "await_notified", "Barrier.wait": "await_all"}
+
 
 def ask(place: Place, verb: int, key: bytes, holder: int, number: int, fields: tuple[bytes, ...], what: str) -> Reply:
     """Have a verb done that does not wait.
@@ -52,11 +55,11 @@ def wait(
     if parking is not None:
         return _park(parking, place, verb, key, holder, number, timeout, fields)
     if runs.running_loop() is not None:
-        name, _, rest = what.rpartition(".")
-        raise WouldBlock(
-            f"{what}() could wait, and this thread runs an event loop",
-            hint=f"Await {name}.a{rest}(), or call it with timeout=0.",
-        )
+        name, _, method = what.rpartition(".")
+        twin = f"await {name}.{_TWINS.get(what, 'a' + method)}()"
+        if method == "acquire":
+            twin = f"`async with`, or {twin}"
+        raise WouldBlock(f"{what}() could wait, and this thread runs an event loop", hint=f"Take {twin}.")
     if runs.reactor() is not None:
         raise WouldBlock(
             f"{what}() could wait, and this thread turns a reactor",

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ("AsyncStrategy",)
 
-#: Messages that one connection may have handled before the other tasks get their turn.
-BATCH = 64
+#: Messages that a handler which takes batches gets at once.
+BATCH = 256
 #: Seconds that tasks and threads get to end once the loop is over.
 GRACE = 1.0
 
@@ -68,7 +68,7 @@ class _ServedLink(AsyncLink):
                 self.session.finish_if_quiet()
             finally:
                 self._hungry -= 1
-            if self.stream.input.ended:
+            if self.stream.input.ended and not self.stream.sated():
                 return self.done
         return super().input_came(timeout)
 
@@ -82,6 +82,8 @@ class _AsyncSession(StreamSession):
         host = strategy.host
         link = _ServedLink(self.gone)
         link.session = self
+        if host.handler.takes_batches:
+            link.share = BATCH
         super().__init__(host, sock, peer, local, tls, link)
         self.connection: AsyncConnection = AsyncConnection(link, peer=peer, local=local, server=host.facade)
         self._strategy = strategy
@@ -139,35 +141,31 @@ class _AsyncSession(StreamSession):
         batches = self.host.handler.takes_batches
         await _settled(session.connected())
         while self.stream.state not in ("closing", "closed"):
-            for _ in range(BATCH):
-                if runs.touched:
-                    runs.over()
-                try:
-                    message = await connection.receive()
-                except PeerClosed:
-                    return None
-                except FramingError:
-                    raise
-                except (LongshoreError, OSError) as error:
-                    if self.stream.state in ("closing", "closed"):
-                        return self.stream.error
-                    raise error
-                if batches:
-                    await self._handle_batch(session, message)
-                else:
-                    reply = await _settled(session.message(message))
-                    if reply is not None:
-                        await connection.send(reply)
+            if runs.touched:
+                runs.over()
+            try:
+                message = await connection.receive()
+            except PeerClosed:
+                return None
+            except FramingError:
+                raise
+            except (LongshoreError, OSError) as error:
                 if self.stream.state in ("closing", "closed"):
-                    # Closed while the message was handled: nothing is delivered any more.
                     return self.stream.error
-            await asyncio.sleep(0)
+                raise error
+            if batches:
+                await self._handle_batch(session, message)
+            else:
+                reply = await _settled(session.message(message))
+                if reply is not None:
+                    await connection.send(reply)
+        # If it was closed while a message was handled, nothing is delivered any more.
         return self.stream.error
 
     async def _handle_batch(self, session: MessageHandler, first: Any) -> None:
         batch = [first]
         fault: LongshoreError | None = None
-        while len(batch) < BATCH * 4:
+        while len(batch) < BATCH:
             try:
                 message = self.link.input.take_message()
             except PeerClosed:

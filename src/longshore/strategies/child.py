@@ -118,9 +118,10 @@ class _Child:
         """Do `job`."""
         self._job = job
         job.begin()
-        self.reactor.watch(self.wire.socket, selectors.EVENT_READ, self._listen)
         for verb, args in heard:
             self.reactor.post(self._hear, verb, *args)
+        # Posted as well: a turn looks at its sockets first, and what came later must not be heard before.
+        self.reactor.post(self.reactor.watch, self.wire.socket, selectors.EVENT_READ, self._listen)
         helper = threading.Thread(target=self._turn, name="longshore-reactor", daemon=True)
         helper.start()
         job.run()

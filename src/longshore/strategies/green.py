@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from longshore.config import Limits
+    from longshore.reactor.stream import Stream
     from longshore.strategies import Host, Session
 
 __all__ = ("GreenLink", "GreenSession", "GreenStrategy", "Home", "Parking", "parking")
 
 #: Messages that a handler which takes batches gets at once.
 BATCH = 256
+#: Pieces of input (lines, messages) that a handler takes before others have their turn.
+SHARE = 64
 
 
 class _Parked(greenlet.greenlet):
@@ -104,6 +107,14 @@ def _hub() -> greenlet.greenlet:
 class GreenLink(StreamLink):
     """A link whose waits park the greenlet; other threads wait as they do on any stream."""
 
+    #: Pieces of input that a handler takes before others have their turn.
+    share = SHARE
+
+    def attach(self, stream: Stream) -> None:
+        """Stand on `stream`, and take its input in shares."""
+        super().attach(stream)
+        self.input = stream.in_shares(self.share)
+
     def _wake(self) -> None:
         super()._wake()
         self.stream.wake()
@@ -141,8 +152,10 @@ class GreenLink(StreamLink):
         hub = me.parent
         stream = self.stream
         # The way that nearly every wait goes, in as few calls as it takes.
-        if timeout is not None or hub is None or not stream.expect(wake := me.switch):
-            super().wait_input(timeout)
+        wanted = timeout is None or stream.sated()
+        if not wanted or hub is None or not stream.expect(wake := me.switch):
+            if not stream.excuse():
+                super().wait_input(timeout)
             return
         try:
             hub.switch()
@@ -198,6 +211,8 @@ class GreenSession(StreamSession):
 
     def __init__(self, strategy: Home, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
         link = _SessionLink(self)
+        if strategy.host.handler.takes_batches:
+            link.share = BATCH
         super().__init__(strategy.host, sock, peer, local, tls, link)
         self._link = link
         self._parking = strategy.parking
@@ -297,7 +312,7 @@ class GreenSession(StreamSession):
         """What has arrived beside the first message of a batch."""
         for _ in range(BATCH - 1):
             try:
-                message = self.stream.input.take_message()
+                message = self._link.input.take_message()
             except LongshoreError:
                 # The next receive() says the same again, once what came before it is handled.
                 return

@@ -11,6 +11,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
+from longshore import runs
 from longshore.strategies.blocking import BlockingSession
 from longshore.strategies.threads import Refused, guarded_call, handle_datagram
 
@@ -53,7 +54,7 @@ class InlineStrategy:
         # A queue sleeps through a signal that comes just before: the reactor hears it, and gives us something to do.
         reactor.on_signal = lambda: self._jobs.put(_nothing)
         try:
-            with reactor.hearing_signals():
+            with reactor.hearing_signals(), runs.turned_by(None):
                 while (job := self._jobs.get()) is not None:
                     leaving = job()
                     if leaving is not None:

@@ -71,10 +71,12 @@ class _MessageSession(StreamSession):
 
     def stream_closed(self, cause: str, error: BaseException | None) -> None:
         """The stream is gone."""
-        if self._handler is not None:
-            ended_in_order = cause in ("finished", "peer closed", "drained")
-            self._guarded(self._handler.disconnected, None if ended_in_order else error)
-        self.gone(cause, error)
+        try:
+            if self._handler is not None:
+                ended_in_order = cause in ("finished", "peer closed", "drained")
+                self._guarded(self._handler.disconnected, None if ended_in_order else error)
+        finally:
+            self.gone(cause, error)
 
     # -- told by the stream's dispatch -----------------------------------------------------------------
 

@@ -128,11 +128,13 @@ class ConditionMachine(LockMachine):
 
 
 class SemaphoreMachine(Machine):
-    """As many holders as it has slots; its parameters are `value=` and their number."""
+    """As many holders as it has slots, or for none a signal; its parameters are `value=` and their number."""
 
     def __init__(self, core: Core, parameters: bytes) -> None:
         super().__init__(core, parameters)
         self.free = int(parameters.removeprefix(b"value="))
+        #: Nobody holds what was signalled.
+        self.is_signal = self.free == 0
         self.waiters = Line()
 
     def acquire(self, request: Request) -> None:
@@ -144,6 +146,9 @@ class SemaphoreMachine(Machine):
 
     def release(self, request: Request) -> None:
         """RELEASE."""
+        if self.is_signal:
+            self._free(1)
+            return
         owner = self.core.known_owner(request)
         held = 0 if owner is None else owner.held.get(self, 0)
         if owner is not None and held:
@@ -169,6 +174,7 @@ class SemaphoreMachine(Machine):
 
     def _grant(self, request: Request) -> None:
         self.free -= 1
-        held = self.core.owner(request).held
-        held[self] = held.get(self, 0) + 1
+        if not self.is_signal:
+            held = self.core.owner(request).held
+            held[self] = held.get(self, 0) + 1
         self.core.reply(request, Status.OK)

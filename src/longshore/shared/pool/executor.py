@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from longshore.errors import ConfigError
 from longshore.shared.pool.contract import Call, Options, Unpicklable, call_each, describe_call, pack_call
-from longshore.shared.pool.results import Results, Unordered
+from longshore.shared.pool.results import Coming, Ordered, Results, Unordered
 from longshore.shared.pool.room import Room
 from longshore.shared.pool.waiting import Future, Promise
 from longshore.workforce import usable_cpus
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ("Pool", "PoolStatistics")
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Coming)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +270,31 @@ class Pool(concurrent.futures.Executor):
             progress: called as `progress(done, total)` on the pool's thread; `total` is None where `iterable` has no
                 length.
         """
+        return self._imap(Unordered, fn, iterable, chunksize, timeout, task_timeout, progress)
+
+    def imap(
+        self,
+        fn: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        timeout: float | None = None,
+        task_timeout: float | None = None,
+        progress: Callable[[int, int | None], object] | None = None,
+    ) -> Ordered:
+        """As `imap_unordered`, but results come in order."""
+        return self._imap(Ordered, fn, iterable, chunksize, timeout, task_timeout, progress)
+
+    def _imap(
+        self,
+        kind: Callable[..., C],
+        fn: Any,
+        iterable: Iterable[Any],
+        chunksize: int,
+        timeout: float | None,
+        task_timeout: float | None,
+        progress: Callable[[int, int | None], object] | None,
+    ) -> C:
         chunks = _chunks(((item,) for item in iterable), _checked_chunksize(chunksize))
         count = _Progress(progress, len(iterable) if isinstance(iterable, Sized) else None)
 
@@ -280,7 +306,7 @@ class Pool(concurrent.futures.Executor):
             count.follow(future, len(chunk))
             return future
 
-        return Unordered(submit_next, min(4 * max(1, self._backend.processes), self._room.limit), timeout)
+        return kind(submit_next, min(4 * max(1, self._backend.processes), self._room.limit), timeout)
 
     # -- as multiprocessing calls it -------------------------------------------------------------------
 
@@ -310,17 +336,27 @@ class Pool(concurrent.futures.Executor):
             future.add_done_callback(over)
         return future
 
-    def imap(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1) -> Results:
-        """`map`, whose iterator also has `next(timeout)`."""
-        return self._map(func, ((item,) for item in iterable), None, chunksize, None, None)
+    def map_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[Exception], object] | None = None,
+    ) -> Results:
+        """`map`; `get(timeout)` gives the list, and so do the callbacks, on the pool's thread."""
+        return self.starmap_async(func, ((item,) for item in iterable), chunksize, callback, error_callback)
 
-    def map_async(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None) -> Results:
-        """`map`; `get(timeout)` gives the list."""
-        return self._map(func, ((item,) for item in iterable), None, chunksize, None, None)
-
-    def starmap_async(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None) -> Results:
-        """`starmap`; `get(timeout)` gives the list."""
-        return self._map(func, map(tuple, iterable), None, chunksize, None, None)
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[Exception], object] | None = None,
+    ) -> Results:
+        """`starmap`, as `map_async`."""
+        return self._map(func, map(tuple, iterable), None, chunksize, None, None).tell(callback, error_callback)
 
     def close(self) -> None:
         """Take no more tasks, and end when those that there are are over."""

@@ -38,7 +38,6 @@ from longshore.shared.pool.frames import FAILED, LEAVING, READY, RESULT, SETUP, 
 from longshore.shared.pool.member import Member, advice, ending
 from longshore.shared.pool.nursery import Nursery
 from longshore.shared.pool.process import Setup
-from longshore.shared.pool.waiting import told_pool_threads
 from longshore.strategies.spawner import DIED, FORKED, REFUSED
 from longshore.strategies.wire import unpack_error
 from longshore.workforce import resident
@@ -246,7 +245,6 @@ class Local:
     # -- on the pool's thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
-        told_pool_threads()
         self._reactor.run()
         self._reactor.close()
 

@@ -187,10 +187,16 @@ class _Process:
         Not before: that costs what importing the program costs, and under `longshore serve` it is the command line.
         """
         if not self._main_is_there and b"__main__" in payload:
-            self._main_is_there = True
-            from multiprocessing import spawn
+            from multiprocessing import process, spawn
 
-            spawn.prepare(self._setup.main)
+            # By this mark the library refuses to start processes, and so does a pool: a program without the usual
+            # `if __name__ == "__main__":` would start itself again and again.
+            process.current_process()._inheriting = True  # type: ignore[attr-defined]
+            try:
+                spawn.prepare(self._setup.main)
+            finally:
+                del process.current_process()._inheriting  # type: ignore[attr-defined]
+            self._main_is_there = True
         return pickle.loads(payload)
 
     def _send(self, kind: bytes, payload: bytes) -> None:

@@ -6,6 +6,8 @@ Facts, and what follows from them:
 
 * `concurrent.futures.Future.result` waits on a condition, which stops whoever turns a reactor.  So ours looks where it
   is called first, unless the future is done: then nothing has to wait.
+* `concurrent.futures.wait` and `as_completed` append one waiter to each future's list, and wait for its event.  So
+  our futures have a list that gives the waiter an event which looks, too.
 * A greenlet may only be switched to on its reactor's thread, and only while it waits for just this.  So whoever is done
   posts to the reactor, and a wake-up that comes late finds nobody.
 * `cancel` of the standard library's future does nothing once the task runs.  A task of ours is a process's, which can
@@ -15,11 +17,12 @@ Facts, and what follows from them:
 from __future__ import annotations
 
 import concurrent.futures
-import sys
+import contextlib
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from longshore.concurrency import current_parking
+from longshore import runs
 from longshore.errors import WouldBlock
 
 if TYPE_CHECKING:
@@ -27,48 +30,59 @@ if TYPE_CHECKING:
 
     from longshore.strategies.green import Parking
 
-__all__ = ("Future", "Promise", "here", "may_wait", "told_pool_threads")
-
-
-class _Here(threading.local):
-    pool_thread = False
-
-
-here = _Here()
-
-
-def told_pool_threads() -> None:
-    """The thread that calls this is a pool's own, which may wait for no future."""
-    here.pool_thread = True
+__all__ = ("Future", "Promise", "may_wait")
 
 
 def _turned() -> str:
     """What this thread turns and must not stop: a description, or nothing."""
-    if here.pool_thread:
-        return "the pool's own thread"
-    asyncio = sys.modules.get("asyncio.events")
-    if asyncio is not None and asyncio._get_running_loop() is not None:
+    if runs.running_loop() is not None:
         return "a thread that runs an asyncio loop"
-    server = sys.modules.get("longshore.server")
-    if server is not None:
-        for each in tuple(server.Server._all):
-            if each._running and each.reactor is not None and each.reactor.on_thread:
-                return "a server's reactor"
-    return ""
+    # The pool's own thread turns one as well: callbacks run there.
+    return "" if runs.reactor() is None else "a thread that turns a reactor"
 
 
 def may_wait() -> bool:
     """Whether the caller may be made to wait: a plain thread may, and a green handler."""
-    return current_parking() is not None or not _turned()
+    return runs.parking() is not None or not _turned()
+
+
+def _wait(when_done: Callable[[Callable[[Any], object]], object], timeout: float | None, what: str, cure: str) -> bool:
+    """Wait for what `when_done` tells a callback of, as the caller may.
+
+    Returns:
+        True once it has happened, or at once where the caller may be blocked as usual; False if it was late.
+
+    Raises:
+        WouldBlock: on this thread nothing may wait.
+    """
+    if timeout is not None and timeout <= 0:
+        return True
+    parking = runs.parking()
+    if parking is not None:
+        return _park(parking, when_done, timeout)
+    where = _turned()
+    if where:
+        raise WouldBlock(f"waiting for {what} would block {where}", hint=cure)
+    return True
+
+
+_CURE = "Await pool.run(...) or asyncio.wrap_future(future), use add_done_callback, or a strategy that may wait."
 
 
 class Promise(concurrent.futures.Future[Any]):
-    """A future that may be waited for from a thread and from a green handler, and that refuses to block a reactor."""
+    """A future that may be waited for from a thread and from a green handler, and that refuses to block a reactor.
+
+    Alone, with `result`, and beside others, with `concurrent.futures.wait` and `as_completed`.
+    """
 
     #: What is waited for, as the refusal says it.
     what = "the result of a pool's task"
     #: And what to do instead.
-    cure = "Await pool.run(...) or asyncio.wrap_future(future), use add_done_callback, or a strategy that may wait."
+    cure = _CURE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiters = _Waiters()
 
     def result(self, timeout: float | None = None) -> Any:
         """What the task returned.
@@ -93,17 +107,42 @@ class Promise(concurrent.futures.Future[Any]):
         return super().exception(timeout)
 
     def _wait(self, timeout: float | None) -> None:
-        """Return once it is done, or at once where the caller may be blocked as usual."""
-        if timeout is not None and timeout <= 0:
-            return
-        parking = current_parking()
-        if parking is not None:
-            if not _park(parking, self.add_done_callback, timeout):
-                raise TimeoutError(f"{self.what} is not there within {timeout:g} s")
-            return
-        where = _turned()
-        if where:
-            raise WouldBlock(f"waiting for {self.what} would block {where}", hint=self.cure)
+        if not _wait(self.add_done_callback, timeout, self.what, self.cure):
+            raise TimeoutError(f"{self.what} is not there within {timeout:g} s")
+
+
+class _Waiters(list[Any]):
+    """Who waits for a future beside others, as `concurrent.futures.wait` and `as_completed` note it down."""
+
+    def append(self, waiter: Any) -> None:
+        if type(waiter.event) is threading.Event:
+            waiter.event = _Flag()
+        super().append(waiter)
+
+
+class _Flag(threading.Event):
+    """An event on which a greenlet parks, and that refuses to block a reactor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hearers: deque[Callable[[Any], object]] = deque()
+
+    def _tell(self, hearer: Callable[[Any], object]) -> None:
+        self._hearers.append(hearer)
+        if self.is_set():
+            self.set()
+
+    def set(self) -> None:
+        super().set()
+        # Others may do the same at the same time.
+        with contextlib.suppress(IndexError):
+            while True:
+                self._hearers.popleft()(self)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self.is_set() and not _wait(self._tell, timeout, "one of several tasks", _CURE):
+            return False
+        return super().wait(timeout)
 
 
 def _park(parking: Parking, when_done: Callable[[Callable[[Any], object]], object], timeout: float | None) -> bool:

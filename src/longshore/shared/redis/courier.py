@@ -2,7 +2,8 @@
 
 The only file that does I/O with the server.  It has two connections: one for commands, as many at once as there are,
 and one on which it waits for mail, the replies of verbs that had to wait.  It keeps the clock of those who wait, renews
-the lease of the process every third of it, and lets go of those whose lease has run out the moment it does.
+the lease of the process every third of it (every second while anybody waits), and lets go of those whose lease has run
+out the moment it does.
 
 All I/O is on this thread because nothing interrupts it: a signal's handler runs on the main thread, and an exception
 from there, between the halves of a reply, would leave a connection that nobody could use.
@@ -39,6 +40,8 @@ _LOST, _WAITING = -1, -2
 _BATCH = 64
 #: Mail that is fetched at once.
 _MAIL = 64
+#: Seconds after which a server is asked something while anybody waits, so that one which has fallen silent is missed.
+_PROBE = 1.0
 #: Seconds after the end of a lease at which it is looked for: it is not over before it is.
 _AFTER = 0.002
 #: Seconds that `close` waits for the server to hear of it.
@@ -241,7 +244,7 @@ class Courier:
         status, pause = self._run_script(CLIENTS, b"renew", int(lease * 1000))
         if status == _LOST:
             raise self._no_lease()
-        self._renew_at = time.monotonic() + min(lease / 3, pause / 1000 + _AFTER)
+        self._renew_at = time.monotonic() + min(lease / 3, pause / 1000 + _AFTER, _PROBE if self._waiting else lease)
 
     def _deliver(self) -> None:
         """Have a batch of errands done."""
@@ -291,7 +294,7 @@ class Courier:
         if status == _WAITING:
             self._waiting[errand.id] = errand
             # Whoever has what this one waits for may be dead: then his lease is the next to run out, or one of them.
-            self._renew_at = min(self._renew_at, time.monotonic() + answer[1] / 1000 + _AFTER)
+            self._renew_at = min(self._renew_at, time.monotonic() + min(answer[1] / 1000 + _AFTER, _PROBE))
             if errand.deadline is not None:
                 heapq.heappush(self._late, (errand.deadline, errand.id))
                 self._prune()

@@ -141,7 +141,8 @@ end
 
 kinds.C = condition
 
--- A semaphore keeps its free slots in `free`, and how many each holder has under `h` and its name.
+-- A semaphore keeps its free slots in `free`, and how many each holder has under `h` and its name.  One of no slots is a
+-- signal, which nobody holds.
 local semaphore = {left = left}
 
 local function slots(r)
@@ -151,8 +152,10 @@ end
 local function grant_slot(r)
     grow(r.key, 'free', -1)
     reply(r, OK, 0)
-    grow(r.key, slots(r), 1)
-    hold(r.client, r.holder, r.key)
+    if size_of(r.key) > 0 then
+        grow(r.key, slots(r), 1)
+        hold(r.client, r.holder, r.key)
+    end
 end
 
 local function free_slots(key, count)
@@ -180,6 +183,10 @@ semaphore[10] = function(r) -- ACQUIRE
 end
 
 semaphore[11] = function(r) -- RELEASE
+    if size_of(r.key) == 0 then
+        free_slots(r.key, 1)
+        return
+    end
     local held = tonumber(get(r.key, slots(r)) or '0')
     if held > 0 then
         if held == 1 then
@@ -201,6 +208,13 @@ function semaphore.released(client, holder, key)
     local held = tonumber(get(key, field) or '0')
     forget(key, field)
     free_slots(key, held)
+end
+
+-- A signal that was sent to one who never read it goes to another.
+function semaphore.undone(key, verb)
+    if verb == 10 and size_of(key) == 0 then
+        free_slots(key, 1)
+    end
 end
 
 kinds.S = semaphore

@@ -18,8 +18,9 @@ __all__ = ("LEASE", "RedisServer")
 
 #: Seconds for which a process that does not renew it keeps what it holds.
 LEASE = 10.0
-#: Seconds of silence after which a server that was asked something is taken for gone.
-_SILENCE = 5.0
+#: Seconds of silence after which a server that was asked something is taken for gone: more than the fork of a large one
+#: takes, or a packet that is sent again, or a disk that is not too slow, as nothing is retried.
+_SILENCE = 2.0
 #: Seconds that connecting may take.
 _CONNECTING = 5.0
 #: The first version with BLMPOP, and with scripts that say what they need of memory.
