@@ -97,9 +97,12 @@ class Admission:
         self._doors = [_Door(self, self._host, listener) for listener in listeners]
 
     def share(
-        self, make: Callable[[str, int, Callable[[str, int, int], None]], Gate], make_for_peers: Callable[..., PeerGate], place: int
+        self,
+        make: Callable[[str, int, Callable[[str, int, int], None]], Gate],
+        make_for_peers: Callable[..., PeerGate],
+        place: int,
     ) -> Gate:
-        """Count connections, and those of each peer, by gates by which other processes count too; before `open`.
+        """Count connections, also of each peer, by gates by which other processes count too; before `open`.
 
         `place` is which of these processes this is.
         """
