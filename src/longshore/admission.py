@@ -69,8 +69,8 @@ class Admission:
         self.tls_context: Any = None
         self._doors: list[_Door] = []
         self._accepting = False
-        #: Which of the processes on the same sockets this is.  A session with a datagram peer is only whole where all of
-        #: its datagrams come to one of them, so that is the first; connections come to all.
+        #: Which of the processes on the same sockets this is.  A session with a datagram peer is only whole where all
+        #: of its datagrams come to one of them, so that is the first; connections come to all.
         self.place = 0
         #: Whether others go on accepting on the same sockets, so that what is queued is theirs.
         self.leaves_queue = False
