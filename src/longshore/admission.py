@@ -16,7 +16,7 @@ from longshore.addresses import format_peer
 from longshore.errors import LongshoreError
 from longshore.events import AcceptFailed, ConnectionRejected, LimitNear, LimitsAdjusted
 from longshore.limits import Gate
-from longshore.networks import Networks, packed
+from longshore.networks import Networks, packed, who_is
 from longshore.owners import credentials_of
 from longshore.policy import QUIET, Policy, Sparing
 from longshore.prologue import Prologue, Suspected
@@ -55,6 +55,8 @@ class Admission:
         self._trusted = Networks(() if proxy is None else proxy.trusted, "Proxy.trusted")
         #: Who may come at all, how many of each, and how fast.
         self.policy = Policy(host.limits, self._near, self._present)
+        #: Whether it matters who comes: else nobody looks.
+        self._asks = proxy is not None or self.policy.asks
         self._refusals = Sparing()
         self._thrift = Thrift(host, self.sessions, self._near)
         self._telling: Any = None
@@ -141,6 +143,7 @@ class Admission:
     def reconfigure(self, limits: Limits) -> None:
         """Count by other limits."""
         self.policy.reconfigure(limits)
+        self._asks = self._proxy is not None or self.policy.asks
         self._places.maximum = limits.max_connections
         self._handshakes.maximum = limits.max_handshakes
         if self._doors:
@@ -188,8 +191,11 @@ class Admission:
     # -- places ------------------------------------------------------------------------------------------
 
     def _present(self) -> Iterator[Who]:
-        """Who is counted of those that are at work."""
-        return (session.who for session in self.sessions)
+        """Who is counted of those that are at work; nobody has looked at who came while that did not matter."""
+        for session in self.sessions:
+            if session.who is None and self._proxy is None:
+                session.who = who_is(session.peer)
+            yield session.who
 
     def leave(self, session: Session) -> bool:
         """A session is over; False if it had never come in."""
@@ -224,15 +230,17 @@ class Admission:
         with self._handshakes_lock:
             self._handshakes.leave()
 
-    @property
-    def _full(self) -> bool:
-        return self._places.full or self._handlers.full
-
     def _room(self) -> None:
-        if self._successor is not None and not self._full:
+        if not self._accepting and self._successor is None:
+            return
+        if self._places.full or self._handlers.full:
+            return
+        if self._successor is not None:
             successor, self._successor = self._successor, None
             self._welcome(successor)
-        if self._accepting and not self._full:
+            if self._places.full or self._handlers.full:
+                return
+        if self._accepting:
             for door in self._doors:
                 door.acceptor.resume()
 
@@ -252,7 +260,7 @@ class Admission:
         """Whether one more connection may be accepted now; `knocking` says that one waits for sure."""
         if not self._accepting:
             return False
-        if self._full:
+        if self._places.full or self._handlers.full:
             overflow = self._host.limits.overflow
             if overflow == "reject":
                 return True
@@ -290,7 +298,16 @@ class Admission:
     def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Take an accepted connection, or turn it away."""
         family = listener.family
-        newcomer = _Newcomer(listener, sock, format_peer(family, address), _who(family, sock, address))
+        peer = format_peer(family, address)
+        # A Unix peer's user is written nowhere, so whoever asks later could not learn it.
+        who = _who(family, sock, address) if self._asks or family == _UNIX else None
+        if not (self._asks or listener.is_tls or self._thrift.full) and self._take_places() is None:
+            self.accepted += 1
+            if not listener.hands_down:
+                _set_options(sock, listener)
+            self._begin(self._strategy.open(sock, peer, listener.url, None), who)
+            return
+        newcomer = _Newcomer(listener, sock, peer, who)
         # A trusted proxy is not judged, its clients are, each when it is known.
         newcomer.trusted = self._proxy is not None and newcomer.who in self._trusted
         limit = None if newcomer.trusted else self._judge(newcomer)
@@ -305,7 +322,8 @@ class Admission:
             return self._handshakes.name
         if self._thrift.full:
             return self._thrift.name
-        return self.policy.enter(newcomer.who, self._host.reactor.now())
+        # Limits may have changed since somebody looked at who it is.
+        return self.policy.enter(newcomer.who, self._host.reactor.now()) if self._asks else None
 
     def _welcome(self, newcomer: _Newcomer) -> None:
         """Let somebody in who may come, if there is a place, or one can be made."""

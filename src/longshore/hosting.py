@@ -111,6 +111,10 @@ class Hosting:
         if self._subscribers.anybody or not isinstance(event, HandlerFailed):
             self._subscribers.emit(event)
 
+    def wants(self, kind: type[Event]) -> bool:
+        """Whether somebody would hear of an event of this kind."""
+        return self._subscribers.wants(kind)
+
     # -- serving -------------------------------------------------------------------------------------------
 
     def serve_forever(self, poll_interval: float) -> None:

@@ -47,16 +47,19 @@ class Gate:
 
     def enter(self) -> bool:
         """Take one place; False if there is none."""
-        if self.full:
-            return False
-        self.count += 1
-        self._warn(self.count)
+        maximum, count = self.maximum, self.count
+        if maximum is not None:
+            if count >= maximum:
+                return False
+            self._warn(count + 1)
+        self.count = count + 1
         return True
 
     def leave(self) -> None:
         """Give one place back."""
         self.count -= 1
-        self._calm(self.count)
+        if self._warned:
+            self._calm(self.count)
 
     def hold(self) -> bool:
         """Take a place in advance, where others could take it meanwhile; here it is enough that there is one."""
@@ -76,7 +79,7 @@ class Gate:
                 self._near(self.name, count, self.maximum)
 
     def _calm(self, count: int) -> None:
-        if self._warned and self.maximum is not None and count < CALM * self.maximum:
+        if self._warned and (self.maximum is None or count < CALM * self.maximum):
             self._warned = False
 
 

@@ -205,6 +205,11 @@ class Policy:
         """Whether any of it is about single datagrams."""
         return not (self._allow.empty and self._deny.empty and self._rates.rate is None)
 
+    @property
+    def asks(self) -> bool:
+        """Whether it matters at all who comes."""
+        return self.judges_datagrams or self._places.maximum is not None
+
     def forbids(self, who: Who) -> str | None:
         """The list by which this peer may not come at all, by its name in `Limits`; None if it may."""
         if not self._deny.empty and who in self._deny:

@@ -156,7 +156,7 @@ class Server:
         self._reactor_reason = ""
         self._strategy: Strategy = None  # type: ignore[assignment]
         self._admission = admission = Admission(self, self.strategy_name, proxy)
-        self.policy = admission.policy
+        self.policy, self.wants = admission.policy, self._subscribers.wants
         self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
         self.take_handshake, self.handshake_over = admission.take_handshake, admission.handshake_over
         self.near_pending = admission.near_pending
@@ -219,9 +219,9 @@ class Server:
             **self._admission.figures,
         )
 
-    def subscribe(self, observer: Callable[[Event], object]) -> Callable[[], None]:
-        """Call `observer(event)` for every event, on the thread where it happens; returns how to stop that."""
-        return self._subscribers.add(observer)
+    def subscribe(self, observer: Callable[[Event], object], *kinds: type[Event]) -> Callable[[], None]:
+        """Call `observer(event)` for events (of `kinds`), on the thread where they happen; returns how to stop that."""
+        return self._subscribers.add(observer, *kinds)
 
     def every(self, seconds: float, function: Callable[[], Any]) -> None:
         """Call `function` every `seconds` while the server runs, in its strategy's manner."""

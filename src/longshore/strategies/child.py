@@ -190,6 +190,10 @@ class _Child:
             figures = event.received, event.sent, event.unsent, event.messages
             self.wire.send("closed", event.cause, pack_error(event.error), *figures)
 
+    def wants(self, kind: type[Event]) -> bool:
+        """The serving process does."""
+        return True
+
     def session_ended(self, session: Session) -> None:
         """All is said."""
         self.reactor.stop()
