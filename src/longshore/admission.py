@@ -71,6 +71,8 @@ class Admission:
         self.tls_context: Any = None
         self._doors: list[_Door] = []
         self._accepting = False
+        #: Whether a door may be shut for want of room.
+        self._stalled = False
         #: Which of the processes on the same sockets this is.  A session with a datagram peer is only whole where all
         #: of its datagrams come to one of them, so that is the first; connections come to all.
         self.place = 0
@@ -121,6 +123,7 @@ class Admission:
     def pause(self) -> None:
         """Accept nothing until `resume`."""
         self._accepting = False
+        self._stalled = True
         for door in self._doors:
             door.acceptor.pause()
 
@@ -207,8 +210,10 @@ class Admission:
         self.sent += sent
         self.messages += 0 if session.connection is None else session.connection.messages
         self._places.leave()
-        self.policy.leave(session.who)
-        self._room()
+        if session.who is not None:
+            self.policy.leave(session.who)
+        if self._stalled or self._successor is not None:
+            self._room()
         return True
 
     def take_place(self) -> bool:
@@ -241,6 +246,7 @@ class Admission:
             if self._places.full or self._handlers.full:
                 return
         if self._accepting:
+            self._stalled = False
             for door in self._doors:
                 door.acceptor.resume()
 
@@ -260,21 +266,23 @@ class Admission:
         """Whether one more connection may be accepted now; `knocking` says that one waits for sure."""
         if not self._accepting:
             return False
-        if self._places.full or self._handlers.full:
-            overflow = self._host.limits.overflow
-            if overflow == "reject":
-                return True
-            if overflow != "evict-idle" or not knocking or self._successor is not None:
-                return False
-            # Who it is shows only once it is accepted, and nobody is evicted for somebody who may not come.
-            if self._idlest() is not None:
-                return True
-            self._host.reactor.call_later(EVICT_AGAIN, self._look_again, acceptor)
-            return False
-        if self._places.hold():
+        if not self._handlers.full and self._places.hold():
             return True
-        if knocking and self._places.retry_in is not None:
-            self._host.reactor.call_later(self._places.retry_in, self._look_again, acceptor)
+        self._stalled = True
+        reactor, overflow = self._host.reactor, self._host.limits.overflow
+        if not (self._places.full or self._handlers.full):
+            # There is room, and another process is to have it.
+            if knocking and self._places.retry_in is not None:
+                reactor.call_later(self._places.retry_in, self._look_again, acceptor)
+            return False
+        if overflow == "reject":
+            return True
+        if overflow != "evict-idle" or not knocking or self._successor is not None:
+            return False
+        # Who it is shows only once it is accepted, and nobody is evicted for somebody who may not come.
+        if self._idlest() is not None:
+            return True
+        reactor.call_later(EVICT_AGAIN, self._look_again, acceptor)
         return False
 
     def settle(self) -> None:

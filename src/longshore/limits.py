@@ -63,7 +63,7 @@ class Gate:
 
     def hold(self) -> bool:
         """Take a place in advance, where others could take it meanwhile; here it is enough that there is one."""
-        return not self.full
+        return self.maximum is None or self.count < self.maximum
 
     def settle(self) -> None:
         """Give back what was held for somebody who did not come."""

@@ -400,7 +400,7 @@ class Server:
 
     def session_ended(self, session: Session) -> None:
         """A session is over."""
-        if self._admission.leave(session):
+        if self._admission.leave(session) and self.draining:
             self._ending.session_ended(session)
 
     # -- start -------------------------------------------------------------------------------------------

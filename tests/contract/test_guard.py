@@ -59,6 +59,27 @@ def test_a_peer_has_no_more_connections_than_its_limit_and_others_have_theirs(to
     assert server.statistics().rejected == 1
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_who_came_before_there_was_a_limit_for_peers_is_counted_once_there_is_one(kind, longshore_server, tmp_path):
+    server = longshore_server(
+        echoed, "tcp://127.0.0.1:0" if kind == "tcp" else f"unix://{tmp_path}/early", framing=Lines()
+    )
+    with Client(server.url) as first, Client(server.url) as second:
+        for client in (first, second):
+            assert client.request(b"early") == b"early"
+        server.reconfigure(limits=Limits(max_connections_per_peer=2))
+        assert turned_away(server.url)
+        assert server.events.wait_for(ConnectionRejected).limit == "max_connections_per_peer"
+        first.close()
+        server.events.wait_for_count(ConnectionClosed, 1)
+        with Client(server.url) as third:
+            assert third.request(b"late") == b"late"
+            assert turned_away(server.url)
+        server.reconfigure(limits=Limits())
+        with Client(server.url) as fourth, Client(server.url) as fifth:
+            assert fourth.request(b"4") + fifth.request(b"5") == b"45"
+
+
 def test_a_peer_comes_no_faster_than_its_rate(together, serve, longshore_clock):
     server = serve(together, limits=Limits(connection_rate=3))
     clients = [Client(server.url) for _ in range(3)]

@@ -174,7 +174,7 @@ class Session:
         self.is_open = True
         if tls is not None:
             self.tls = tls
-        self.handshake_over()
+            self.handshake_over()
         if self.host.wants(ConnectionOpened):
             connection = self.connection
             self.host.emit(
@@ -233,7 +233,8 @@ class Session:
         if self._gone is None or self.handler_running or self._ended:
             return
         self._ended = True
-        self.handshake_over()
+        if self.handshaking:
+            self.handshake_over()
         cause, error = self._gone
         if self._failure is not None and (cause == "finished" or error is None):
             cause, error = self._failure
