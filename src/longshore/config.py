@@ -91,7 +91,7 @@ class Limits:
     connection_rate: float | None = option(None, "new connections a second from one peer")
     max_pending_bytes: int = option(MIB, "bytes pending on one connection before reading from it stops")
     memory_budget: int | None = option(
-        None, "bytes pending on all connections together; above it those with the most end"
+        None, "bytes pending on all connections together; at it nobody comes in, and those with the most are held up"
     )
     max_handshakes: int = option(64, "TLS handshakes at once")
     allow: tuple[str, ...] = option((), "networks that may connect (CIDR, unix, uid:N); empty means all")

@@ -147,6 +147,11 @@ class StreamLink:
         """There is room again."""
         self._wake()
 
+    def near(self) -> None:
+        """Nearly as much is pending as may be."""
+        if self.session is not None:
+            self.session.host.near_pending(self.pending)
+
     def idled(self) -> None:
         """Nothing moved for `Timeouts.idle`."""
 

@@ -196,6 +196,9 @@ impl Stream {
         if effects.finished {
             return Self::gone(slf);
         }
+        if effects.near {
+            me.tell(py, intern!(py, "near"))?;
+        }
         if effects.drained {
             if me.own.with(py, |own| own.plan.is_some()) {
                 me.tell(py, intern!(py, "drained"))?;

@@ -192,6 +192,11 @@ impl Stream {
         Ok(())
     }
 
+    /// Read nothing for now, or read again as before.
+    fn hold(&self, py: Python<'_>, held: bool) {
+        self.with(py, |core| core.engine.hold(self.token, held));
+    }
+
     /// Call `waiter` once when something happens, in place of the sink's methods but `closed`.
     fn park(&self, py: Python<'_>, waiter: Py<PyAny>) -> PyResult<()> {
         self.own.with(py, |own| {

@@ -303,6 +303,9 @@ class _Ear:
     def drained(self) -> None:
         """Nobody waits for room."""
 
+    def near(self) -> None:
+        """What it sends is bounded by what it is asked."""
+
     def idled(self) -> None:
         """It has no idle timeout."""
 

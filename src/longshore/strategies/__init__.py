@@ -59,6 +59,9 @@ class Host(Protocol):
     def emit(self, event: Event) -> None:
         """Tell the subscribers; from any thread."""
 
+    def wants(self, kind: type[Event]) -> bool:
+        """Whether somebody would hear of an event of this kind."""
+
     def session_ended(self, session: Session) -> None:
         """A session is over: its place is free."""
 
@@ -74,6 +77,9 @@ class Host(Protocol):
     def handshake_over(self) -> None:
         """A TLS handshake is through.  From any thread."""
 
+    def near_pending(self, count: int) -> None:
+        """A connection has `count` bytes pending, nearly as many as it may.  From any thread."""
+
     def calling(self) -> Any:
         """A context manager: on this thread, what runs inside is one of the server's own calls."""
 
@@ -84,31 +90,32 @@ class Host(Protocol):
 class Session:
     """One accepted connection, from accept(2) to its closing event."""
 
-    # Of the class, as few sessions have one of their own, and each place in all of them costs memory.
+    # What most sessions never change is the class's, as a short connection costs little else than its objects.
+
+    #: Who is counted for it; None: nobody, or nobody has looked.
+    who: Any = None
     #: The address by which a proxy has introduced it; None without a proxy.
     introduced: Any = None
+    handler_running = False
     #: Whether a TLS handshake is counted for it.
     handshaking = False
+    #: Whether the connection has been ready for its handler.
+    is_open = False
     #: Whether the server has ended it.
     was_cut = False
     #: The TLS version; None on plain connections.
     tls: str | None = None
+    connection: Any = None
     _failure: tuple[str, BaseException | None] | None = None
+    _gone: tuple[str, BaseException | None] | None = None
+    _ended = False
 
     def __init__(self, host: Host, peer: str, local: str) -> None:
         self.host = host
         self.peer = peer
         self.local = local
-        self.connection: Any = None
-        #: Who is counted for it, and whether anybody is.
-        self.who: Any = None
-        self.handler_running = False
-        #: Whether the connection has been ready for its handler.
-        self.is_open = False
         #: When it was accepted, in seconds on the reactor's clock.
         self.opened_at: float = host.reactor.now()
-        self._gone: tuple[str, BaseException | None] | None = None
-        self._ended = False
 
     def introduce(self, header: Any, via: str) -> None:
         """It came through a proxy: `header` is a `proxy.Header`, `via` the proxy's address; called before `begin`."""
@@ -133,6 +140,9 @@ class Session:
     def evict(self) -> None:
         """End now, because another connection needs the place."""
         self.cut()
+
+    def hold(self, held: bool) -> None:
+        """Read nothing for now, or read again; where the handler itself reads, that is its affair."""
 
     def overdrawn(self, error: LimitExceeded) -> None:
         """End now, and give back what it holds, because all together hold too much."""
@@ -164,11 +174,14 @@ class Session:
     def opened(self, tls: str | None = None) -> None:
         """The connection is ready for its handler."""
         self.is_open = True
-        self.tls = tls
-        self.handshake_over()
-        self.host.emit(
-            ConnectionOpened(id=self.connection.id, peer=self.peer, local=self.local, tls=tls, via=self.connection.via),
-        )
+        if tls is not None:
+            self.tls = tls
+            self.handshake_over()
+        if self.host.wants(ConnectionOpened):
+            connection = self.connection
+            self.host.emit(
+                ConnectionOpened(id=connection.id, peer=self.peer, local=self.local, tls=tls, via=connection.via)
+            )
 
     def failed(self, error: BaseException) -> None:
         """The handler, or a hook, ended with `error`; what the peer or a limit caused is not the handler's fault."""
@@ -240,10 +253,16 @@ class Session:
         if self._gone is None or self.handler_running or self._ended:
             return
         self._ended = True
-        self.handshake_over()
+        if self.handshaking:
+            self.handshake_over()
         cause, error = self._gone
         if self._failure is not None and (cause == "finished" or error is None):
             cause, error = self._failure
+        if self.host.wants(ConnectionClosed):
+            self._tell_closed(cause, error)
+        self.host.session_ended(self)
+
+    def _tell_closed(self, cause: str, error: BaseException | None) -> None:
         received, sent, unsent = self.traffic()
         connection = self.connection
         self.host.emit(
@@ -260,7 +279,6 @@ class Session:
                 duration=self.host.reactor.now() - self.opened_at,
             )
         )
-        self.host.session_ended(self)
 
 
 class Strategy(Protocol):

@@ -64,6 +64,7 @@ class _Session(Session):
             max_pending=host.limits.max_pending_bytes,
             may_wait=lambda: not host.reactor.on_thread,
         )
+        self.link.session = self
         self.connection = Connection(self.link, peer=peer, local=local, server=host.facade)
         welcome["id"] = self.connection.id
         self._report: tuple[str, BaseException | None, int, int, int, int] | None = None
