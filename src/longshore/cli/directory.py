@@ -28,6 +28,8 @@ class Directory:
             # An upgrade starts where the program before it is; the name may lead to a new release already.
             if os.path.isabs(name) and (upgrade.VARIABLE in os.environ or os.path.samefile(name, self.path)):
                 self.name = name
+        # Whoever has started this program may have changed the directory only; the next one believes what stands there.
+        os.environ["PWD"] = self.name
 
     def enter(self) -> None:
         """Go where the name leads now; what is imported from then on is what lies there.
