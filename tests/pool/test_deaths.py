@@ -55,6 +55,8 @@ def test_whoever_comes_back_from_a_fork_answers_once(make_pool):
     for _ in range(5):
         process, child = pool.submit(tasks.fork_and_return).result(PATIENCE)
         assert child
+        # The child has ended in order.
+        assert pool.submit(os.waitpid, child, 0).result(PATIENCE) == (child, 0)
         assert pool.submit(tasks.pid).result(PATIENCE) == process
 
 
