@@ -75,9 +75,10 @@ def test_a_worker_that_has_grown_is_replaced_before_it_drains(service, app):
         )
     )
     server = service("--workers", "2", "--worker-heartbeat", "1", "--worker-max-memory", str(150 << 20))
+    workers = server.workers()
     with server.connect() as peer:
         grown = peer.ask(b"grow")
-        (other,) = [pid for pid in server.workers() if pid != grown]
+        (other,) = [pid for pid in workers if pid != grown]
         match = server.line(rf"process {grown}\) is to drain: it uses 2\d\d MiB \(max_memory\)")
         before = server.output[: server.output.index(match.string)]
         assert any("worker 3 " in line and "accepts" in line for line in before)
