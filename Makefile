@@ -78,8 +78,8 @@ cargo:
 	@if $(RUST_WORKS); then cd rust && cargo test --locked --quiet; fi
 
 .PHONY: stress
-stress: $(STAMP) ## Kill, reload, exhaust and attack for minutes; prints its figures (ROUNDS=1000 kills)
-	LONGSHORE_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/python -m pytest tests/stress -q -s --timeout=0 -o faulthandler_timeout=0
+stress: $(STAMP) ## Kill, reload, exhaust and attack for minutes; prints its figures (ROUNDS=1000 kills, SOAK=3600 seconds)
+	LONGSHORE_ROUNDS=$(or $(ROUNDS),1000) LONGSHORE_SOAK=$(SOAK) $(BIN)/python -m pytest tests/stress -q -s --timeout=0 -o faulthandler_timeout=0
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## Throw a million random inputs at the native framings, and compare with the portable ones
@@ -127,6 +127,7 @@ bench: $(BENCH_STAMP) ## Measure Longshore beside its peers (QUICK=1, CHECK=1, O
 	@$(BENCH) run $(if $(QUICK),--quick) $(if $(CHECK),--check) $(if $(ONLY),--only $(ONLY))
 	@$(if $(ONLY),:,$(BENCH).pool $(if $(QUICK),--quick) $(if $(CHECK),--check))
 	@$(if $(ONLY),:,$(BENCH).shared $(if $(QUICK),--quick) $(if $(CHECK),--check))
+	@$(if $(ONLY),:,$(BENCH).shared_redis $(if $(QUICK),--quick))
 
 .PHONY: soak
 soak: $(BENCH_STAMP) ## A million connections and ten million messages: does memory grow? (QUICK=1)

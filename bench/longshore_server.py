@@ -131,7 +131,7 @@ def main() -> None:
         strategy=arguments.strategy,
         tls=TLS(arguments.certificate, arguments.certificate) if arguments.certificate else None,
     )
-    server.subscribe(announce)
+    server.subscribe(announce, ServerStarted)
     timer = Timer(arguments.timer) if arguments.timer else None
     if timer:
         server.every(timer.period, timer.tick)

@@ -1,25 +1,20 @@
 """What a task costs in a pool, beside `ProcessPoolExecutor`, and what a pool call adds to a green handler.
 
-`python -m bench.pool [--quick]`; `make bench` runs it too.  Both pools have two processes and do the same in the same
-round, one after the other, so that a slow moment of the machine meets both.
+`python -m bench.pool [--quick]`; `make bench` runs it too.  Both pools have two processes.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-from bench import results
-from bench.figures import ratios, spread
+from bench.sheets import Sheet
 
 __all__ = ("measure",)
 
@@ -121,61 +116,21 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
     return {"rates": rates, "green": _green(rounds, min(count, 500))}
 
 
-def _print(found: dict[str, Any]) -> bool:
-    holds = True
-    for way, rates in found["rates"].items():
-        ours, theirs = (dict(enumerate(rates[name])) for name in NAMES)
-        ratio = statistics.median(ratios(ours, theirs))
-        for name in NAMES:
-            print(f"{name}, {way}: {statistics.median(rates[name]):,.0f} tasks a second")
-        print(f"  ratio {ratio:.2f}, at least 1 is asked: {'holds' if ratio >= 1 else 'does not hold'}")
-        holds = holds and ratio >= 1
+def _added(found: dict[str, Any]) -> bool:
     added = statistics.median(found["green"])
     verdict = "holds" if added < ALLOWED else "does not hold"
     print(f"A pool call adds {added / 1e3:.0f} µs to a green handler; less than 200 are asked: {verdict}")
-    return holds and added < ALLOWED
+    return added < ALLOWED
 
 
-def _draw(found: dict[str, Any]) -> None:
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot
-
-    with mpl.rc_context({"svg.hashsalt": "pool", "svg.fonttype": "path"}):
-        figure, axes = pyplot.subplots(figsize=(8, 2.4), layout="constrained")
-        for row, (way, rates) in enumerate(found["rates"].items()):
-            for offset, (name, colour) in enumerate(zip(NAMES, ("#0b6e8a", "#d9a441"), strict=True)):
-                known = spread(rates[name])
-                if known is None:
-                    continue
-                place = row * 3 + offset
-                error = [[known.median - known.low], [known.high - known.median]]
-                axes.barh(place, known.median, color=colour, xerr=error, ecolor="#444444")
-                axes.text(0, place, f" {name}, {way}", va="center", color="white", fontsize=8)
-        axes.set_yticks([])
-        axes.invert_yaxis()
-        axes.set_xlabel("trivial tasks a second, two processes; line = quartiles")
-        results.FOLDER.mkdir(parents=True, exist_ok=True)
-        figure.savefig(results.FOLDER / "pool.svg", metadata={"Date": None})
-        pyplot.close(figure)
-
-
-def main() -> None:
-    """Measure, print, write and draw; the exit status is 1 if a bound does not hold and `--check` is given."""
-    parser = argparse.ArgumentParser(prog="python -m bench.pool")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args()
-    found = measure(*((3, 500) if arguments.quick else (11, 3000)))
-    holds = _print(found)
-    if not arguments.quick:
-        results.FOLDER.mkdir(parents=True, exist_ok=True)
-        (results.FOLDER / "pool.json").write_text(json.dumps(found, indent=1) + "\n")
-        with contextlib.suppress(ImportError):
-            _draw(found)
-    sys.exit(arguments.check and not holds)
-
+SHEET = Sheet(
+    name="pool",
+    names=NAMES,
+    unit="trivial tasks",
+    asked=dict.fromkeys(WAYS, 1.0),
+    quick=(3, 500),
+    whole=(11, 3000),
+)
 
 if __name__ == "__main__":
-    main()
+    SHEET.main(measure, _added)

@@ -10,20 +10,16 @@ lock of a `Condition`, which never is.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench import results
-from bench.figures import ratios
+from bench.sheets import Sheet
 
-__all__ = ("measure",)
+__all__ = ("Work", "dict_turns", "lock_turns", "measure", "pipe_turns", "queue_turns")
 
 #: How many times the rate of the other one is asked.
 ASKED = {"Lock acquire+release": 10.0, "Dict set": 10.0, "Queue put+get": 10.0, "Pipe send+recv": 0.5}
@@ -37,7 +33,9 @@ NAMES = ("longshore", "multiprocessing")
 Work = Callable[[int], None]
 
 
-def _lock(lock: Any) -> Work:
+def lock_turns(lock: Any) -> Work:
+    """Acquire and release."""
+
     def work(count: int) -> None:
         for _ in range(count):
             lock.acquire()
@@ -46,7 +44,9 @@ def _lock(lock: Any) -> Work:
     return work
 
 
-def _dict(data: Any) -> Work:
+def dict_turns(data: Any) -> Work:
+    """Set one key."""
+
     def work(count: int) -> None:
         for number in range(count):
             data["key"] = number
@@ -54,7 +54,9 @@ def _dict(data: Any) -> Work:
     return work
 
 
-def _queue(queue: Any) -> Work:
+def queue_turns(queue: Any) -> Work:
+    """Put an item, and get it."""
+
     def work(count: int) -> None:
         for number in range(count):
             queue.put(number)
@@ -63,7 +65,9 @@ def _queue(queue: Any) -> Work:
     return work
 
 
-def _pipe(left: Any, right: Any) -> Work:
+def pipe_turns(left: Any, right: Any) -> Work:
+    """Send at one end, receive at the other."""
+
     def work(count: int) -> None:
         for number in range(count):
             left.send(number)
@@ -79,12 +83,18 @@ def _works() -> Iterator[dict[str, dict[str, Work]]]:
     with multiprocessing.Manager() as manager:
         left, right = multiprocessing.Pipe()
         yield {
-            "Lock acquire+release": {"longshore": _lock(shared.Lock("b")), "multiprocessing": _lock(manager.Lock())},
-            "Dict set": {"longshore": _dict(shared.Dict("b")), "multiprocessing": _dict(manager.dict())},
-            "Queue put+get": {"longshore": _queue(shared.Queue("b")), "multiprocessing": _queue(manager.Queue())},
+            "Lock acquire+release": {
+                "longshore": lock_turns(shared.Lock("b")),
+                "multiprocessing": lock_turns(manager.Lock()),
+            },
+            "Dict set": {"longshore": dict_turns(shared.Dict("b")), "multiprocessing": dict_turns(manager.dict())},
+            "Queue put+get": {
+                "longshore": queue_turns(shared.Queue("b")),
+                "multiprocessing": queue_turns(manager.Queue()),
+            },
             "Pipe send+recv": {
-                "longshore": _pipe(shared.Pipe("b", 0).open(), shared.Pipe("b", 1).open()),
-                "multiprocessing": _pipe(left, right),
+                "longshore": pipe_turns(shared.Pipe("b", 0).open(), shared.Pipe("b", 1).open()),
+                "multiprocessing": pipe_turns(left, right),
             },
         }
 
@@ -93,10 +103,10 @@ def _contender(kind: str, count: int) -> None:
     from longshore import shared
 
     lock, ready, go = getattr(shared, kind)("contended"), shared.Counter("ready"), shared.Event("go")
-    _lock(lock)(3)
+    lock_turns(lock)(3)
     ready.add()
     go.wait()
-    _lock(lock)(count)
+    lock_turns(lock)(count)
 
 
 def _contended(clients: int, count: int, kind: str = "Lock") -> float:
@@ -141,17 +151,10 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
     return {"rates": found, "contended": contended}
 
 
-def _print(found: dict[str, Any]) -> bool:
-    holds = True
-    for name, rates in found["rates"].items():
-        ratio = statistics.median(ratios(*(dict(enumerate(rates[library])) for library in NAMES)))
-        ours, theirs = (statistics.median(rates[library]) for library in NAMES)
-        verdict = "holds" if ratio >= ASKED[name] else "does not hold"
-        print(f"{name}: {ours:,.0f} a second, multiprocessing {theirs:,.0f}")
-        print(f"  ratio {ratio:.2f}, at least {ASKED[name]:g} is asked: {verdict}")
-        holds = holds and ratio >= ASKED[name]
+def _contention(found: dict[str, Any]) -> bool:
     many = statistics.median(found["contended"][str(CLIENTS)])
     print(f"{CLIENTS} processes contending for one lock: {many:,.0f} a second together")
+    holds = True
     for name, what in (("1", "one alone, to which it is lent"), (ASKING, "one alone that asks each time")):
         one = statistics.median(found["contended"][name])
         verdict = "holds" if many >= CONTENDED * one else "does not hold"
@@ -160,44 +163,14 @@ def _print(found: dict[str, Any]) -> bool:
     return holds
 
 
-def _draw(found: dict[str, Any]) -> None:
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot
-
-    with mpl.rc_context({"svg.hashsalt": "shared", "svg.fonttype": "path"}):
-        figure, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
-        for row, (name, rates) in enumerate(found["rates"].items()):
-            for offset, (library, colour) in enumerate(zip(NAMES, ("#0b6e8a", "#d9a441"), strict=True)):
-                value = statistics.median(rates[library])
-                axes.barh(row * 3 + offset, value, color=colour)
-                axes.annotate(f" {library}, {name}: {value:,.0f}", (value, row * 3 + offset), va="center", fontsize=8)
-        axes.set_yticks([])
-        axes.set_xscale("log")
-        axes.set_xlim(right=axes.get_xlim()[1] * 30)
-        axes.invert_yaxis()
-        axes.set_xlabel("turns a second of one client process")
-        results.FOLDER.mkdir(parents=True, exist_ok=True)
-        figure.savefig(results.FOLDER / "shared.svg", metadata={"Date": None})
-        pyplot.close(figure)
-
-
-def main() -> None:
-    """Measure, print, write and draw; the exit status is 1 if a bound does not hold and `--check` is given."""
-    parser = argparse.ArgumentParser(prog="python -m bench.shared")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args()
-    found = measure(*((3, 2000) if arguments.quick else (11, 10_000)))
-    holds = _print(found)
-    if not arguments.quick:
-        results.FOLDER.mkdir(parents=True, exist_ok=True)
-        (results.FOLDER / "shared.json").write_text(json.dumps(found, indent=1) + "\n")
-        with contextlib.suppress(ImportError):
-            _draw(found)
-    sys.exit(arguments.check and not holds)
-
+SHEET = Sheet(
+    name="shared",
+    names=NAMES,
+    unit="turns of one client",
+    asked=ASKED,
+    quick=(3, 2000),
+    whole=(11, 10_000),
+)
 
 if __name__ == "__main__":
-    main()
+    SHEET.main(measure, _contention)

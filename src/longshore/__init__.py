@@ -59,12 +59,16 @@ _HOME = {
     "serving": ("serve",),
     "settings": ("Config",),
 }
+#: Modules that are names of their own, as one says `longshore.shared.Lock`.
+_MODULES = ("events", "framing", "shared", "socketserver", "testing")
 _HOME_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = tuple(sorted(_HOME_OF))
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"longshore.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"longshore.{_HOME_OF[name]}"), name)

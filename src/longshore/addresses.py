@@ -307,10 +307,20 @@ def _refuse(url: str, why: str, hint: str = "") -> NoReturn:
     raise ConfigError(f"{url}: {why}", hint=hint)
 
 
+#: What schemes of others are carried by.
+_OTHERS = {"http": "tcp", "ws": "tcp", "telnet": "tcp", "https": "tls", "wss": "tls", "ssl": "tls"}
+
+
 def _refuse_scheme(url: str, scheme: str, rest: str) -> NoReturn:
     known = ", ".join(f"{each}://" for each in SCHEMES)
     if scheme:
-        raise ConfigError(f"{url}: unknown scheme {scheme!r}; known are {known}")
+        from difflib import get_close_matches
+
+        meant = _OTHERS.get(scheme) or next(iter(get_close_matches(scheme, SCHEMES, 1)), "")
+        raise ConfigError(
+            f"{url}: unknown scheme {scheme!r}; known are {known}",
+            hint=f"Did you mean {meant}://{rest}?" if meant else "",
+        )
     head, colon, tail = url.rpartition(":")
     before = url.partition(":")[0].lower()
     if before in _UNIX_TYPES and colon and "/" in url:

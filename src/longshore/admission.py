@@ -16,18 +16,19 @@ from longshore.addresses import format_peer
 from longshore.errors import LongshoreError
 from longshore.events import AcceptFailed, ConnectionRejected, LimitNear, LimitsAdjusted
 from longshore.limits import Gate
-from longshore.networks import Networks, packed
+from longshore.networks import Networks, packed, who_is
 from longshore.owners import credentials_of
-from longshore.policy import Policy, Sparing
+from longshore.policy import QUIET, Policy, Sparing
 from longshore.prologue import Prologue, Suspected
 from longshore.thrift import Thrift
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from longshore.config import Limits, Proxy
     from longshore.listeners import Listener
     from longshore.networks import Who
+    from longshore.policy import PeerGate
     from longshore.proxy import Header
     from longshore.reactor.acceptor import Acceptor
     from longshore.strategies import Host, Session, Strategy
@@ -53,10 +54,14 @@ class Admission:
         self._proxy = proxy
         self._trusted = Networks(() if proxy is None else proxy.trusted, "Proxy.trusted")
         #: Who may come at all, how many of each, and how fast.
-        self.policy = Policy(host.limits, self._near)
+        self.policy = Policy(host.limits, self._near, self._present)
+        #: Whether it matters who comes: else nobody looks.
+        self._asks = proxy is not None or self.policy.asks
         self._refusals = Sparing()
         self._thrift = Thrift(host, self.sessions, self._near)
         self._telling: Any = None
+        #: When `max_pending_bytes` may be told of again, if no connection comes near it before.
+        self._quiet_at = 0.0
         self.accepted = 0
         self.rejected = 0
         #: Of those that are over: bytes both ways, and messages.
@@ -66,6 +71,11 @@ class Admission:
         self.tls_context: Any = None
         self._doors: list[_Door] = []
         self._accepting = False
+        #: Whether a door may be shut for want of room.
+        self._stalled = False
+        #: Which of the processes on the same sockets this is.  A session with a datagram peer is only whole where all
+        #: of its datagrams come to one of them, so that is the first; connections come to all.
+        self.place = 0
         #: Whether others go on accepting on the same sockets, so that what is queued is theirs.
         self.leaves_queue = False
         #: Whoever is let in once somebody has gone who was idle: how to do it, and how not to.
@@ -90,8 +100,18 @@ class Admission:
         self._accepting = True
         self._doors = [_Door(self, self._host, listener) for listener in listeners]
 
-    def share(self, make: Callable[[str, int, Callable[[str, int, int], None]], Gate]) -> Gate:
-        """Count connections by a gate of `make`'s, which other processes count by too; before `open`."""
+    def share(
+        self,
+        make: Callable[[str, int, Callable[[str, int, int], None]], Gate],
+        make_for_peers: Callable[..., PeerGate],
+        place: int,
+    ) -> Gate:
+        """Count connections, also of each peer, by gates by which other processes count too; before `open`.
+
+        `place` is which of these processes this is.
+        """
+        self.policy.share(make_for_peers)
+        self.place = place
         self._places = places = make("max_connections", self._host.limits.max_connections, self._near)
         self.leaves_queue = True
         return places
@@ -103,6 +123,7 @@ class Admission:
     def pause(self) -> None:
         """Accept nothing until `resume`."""
         self._accepting = False
+        self._stalled = True
         for door in self._doors:
             door.acceptor.pause()
 
@@ -125,6 +146,7 @@ class Admission:
     def reconfigure(self, limits: Limits) -> None:
         """Count by other limits."""
         self.policy.reconfigure(limits)
+        self._asks = self._proxy is not None or self.policy.asks
         self._places.maximum = limits.max_connections
         self._handshakes.maximum = limits.max_handshakes
         if self._doors:
@@ -171,6 +193,13 @@ class Admission:
 
     # -- places ------------------------------------------------------------------------------------------
 
+    def _present(self) -> Iterator[Who]:
+        """Who is counted of those that are at work; nobody has looked at who came while that did not matter."""
+        for session in self.sessions:
+            if session.who is None and self._proxy is None:
+                session.who = who_is(session.peer)
+            yield session.who
+
     def leave(self, session: Session) -> bool:
         """A session is over; False if it had never come in."""
         if session not in self.sessions:
@@ -181,8 +210,10 @@ class Admission:
         self.sent += sent
         self.messages += 0 if session.connection is None else session.connection.messages
         self._places.leave()
-        self.policy.leave(session.who)
-        self._room()
+        if session.who is not None:
+            self.policy.leave(session.who)
+        if self._stalled or self._successor is not None:
+            self._room()
         return True
 
     def take_place(self) -> bool:
@@ -204,20 +235,30 @@ class Admission:
         with self._handshakes_lock:
             self._handshakes.leave()
 
-    @property
-    def _full(self) -> bool:
-        return self._places.full or self._handlers.full
-
     def _room(self) -> None:
-        if self._successor is not None and not self._full:
+        if not self._accepting and self._successor is None:
+            return
+        if self._places.full or self._handlers.full:
+            return
+        if self._successor is not None:
             successor, self._successor = self._successor, None
             self._welcome(successor)
-        if self._accepting and not self._full:
+            if self._places.full or self._handlers.full:
+                return
+        if self._accepting:
+            self._stalled = False
             for door in self._doors:
                 door.acceptor.resume()
 
     def _near(self, name: str, value: int, maximum: int) -> None:
         self._host.emit(LimitNear(limit=name, value=value, maximum=maximum))
+
+    def near_pending(self, count: int) -> None:
+        """A connection has `count` bytes pending, nearly as many as it may.  From any thread."""
+        now = self._host.reactor.now()
+        was_quiet, self._quiet_at = now >= self._quiet_at, now + QUIET
+        if was_quiet:
+            self._near("max_pending_bytes", count, self._host.limits.max_pending_bytes)
 
     # -- one connection ----------------------------------------------------------------------------------
 
@@ -225,21 +266,23 @@ class Admission:
         """Whether one more connection may be accepted now; `knocking` says that one waits for sure."""
         if not self._accepting:
             return False
-        if self._full:
-            overflow = self._host.limits.overflow
-            if overflow == "reject":
-                return True
-            if overflow != "evict-idle" or not knocking or self._successor is not None:
-                return False
-            # Who it is shows only once it is accepted, and nobody is evicted for somebody who may not come.
-            if self._idlest() is not None:
-                return True
-            self._host.reactor.call_later(EVICT_AGAIN, self._look_again, acceptor)
-            return False
-        if self._places.hold():
+        if not self._handlers.full and self._places.hold():
             return True
-        if knocking and self._places.retry_in is not None:
-            self._host.reactor.call_later(self._places.retry_in, self._look_again, acceptor)
+        self._stalled = True
+        reactor, overflow = self._host.reactor, self._host.limits.overflow
+        if not (self._places.full or self._handlers.full):
+            # There is room, and another process is to have it.
+            if knocking and self._places.retry_in is not None:
+                reactor.call_later(self._places.retry_in, self._look_again, acceptor)
+            return False
+        if overflow == "reject":
+            return True
+        if overflow != "evict-idle" or not knocking or self._successor is not None:
+            return False
+        # Who it is shows only once it is accepted, and nobody is evicted for somebody who may not come.
+        if self._idlest() is not None:
+            return True
+        reactor.call_later(EVICT_AGAIN, self._look_again, acceptor)
         return False
 
     def settle(self) -> None:
@@ -263,7 +306,16 @@ class Admission:
     def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Take an accepted connection, or turn it away."""
         family = listener.family
-        newcomer = _Newcomer(listener, sock, format_peer(family, address), _who(family, sock, address))
+        peer = format_peer(family, address)
+        # A Unix peer's user is written nowhere, so whoever asks later could not learn it.
+        who = _who(family, sock, address) if self._asks or family == _UNIX else None
+        if not (self._asks or listener.is_tls or self._thrift.full) and self._take_places() is None:
+            self.accepted += 1
+            if not listener.hands_down:
+                _set_options(sock, listener)
+            self._begin(self._strategy.open(sock, peer, listener.url, None), who)
+            return
+        newcomer = _Newcomer(listener, sock, peer, who)
         # A trusted proxy is not judged, its clients are, each when it is known.
         newcomer.trusted = self._proxy is not None and newcomer.who in self._trusted
         limit = None if newcomer.trusted else self._judge(newcomer)
@@ -276,7 +328,10 @@ class Admission:
         """The name of the limit by which it must stay out, or None: then it counts for its peer."""
         if newcomer.listener.is_tls and self._handshakes.full:
             return self._handshakes.name
-        return self.policy.enter(newcomer.who, self._host.reactor.now())
+        if self._thrift.full:
+            return self._thrift.name
+        # Limits may have changed since somebody looked at who it is.
+        return self.policy.enter(newcomer.who, self._host.reactor.now()) if self._asks else None
 
     def _welcome(self, newcomer: _Newcomer) -> None:
         """Let somebody in who may come, if there is a place, or one can be made."""

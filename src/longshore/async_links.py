@@ -38,10 +38,10 @@ class AsyncLink(StreamLink):
 
     def __init__(self, on_closed: Callable[[str, BaseException | None], object] | None = None) -> None:
         super().__init__(on_closed)
-        self._loop = asyncio.get_running_loop()
+        #: The loop whose tasks may wait.
+        self.loop = asyncio.get_running_loop()
         self._waiters: list[asyncio.Future[bool]] = []
-        # The one that the stream itself wakes when input comes.
-        self._expecting: asyncio.Future[bool] | None = None
+        # Tasks that wait in a coroutine of ours; a native stream has those of its own.
         self._hungry = 0
         # Room that was handed out and never awaited: its owner does not wait, and gets no more than one.
         self._ignored: _Room | None = None
@@ -52,7 +52,7 @@ class AsyncLink(StreamLink):
     @property
     def waiting(self) -> bool:
         """Whether a task waits for input now."""
-        return self._hungry > 0
+        return self._hungry > 0 or self.stream.watch.waiting
 
     def attach(self, stream: Stream) -> None:
         """Stand on `stream`."""
@@ -63,28 +63,27 @@ class AsyncLink(StreamLink):
 
     def _wake(self) -> None:
         super()._wake()
-        if self._expecting is not None:
-            _answer(self._expecting, True)
+        self.stream.wake()
         if self._waiters:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 _answer(waiter, True)
 
     def _deadline(self, timeout: float | None) -> float | None:
-        return None if timeout is None else self._loop.time() + timeout
+        return None if timeout is None else self.loop.time() + timeout
 
     async def _next_call(self, deadline: float | None) -> bool:
         """Wait for the next call of the sink; False if the deadline passed before it."""
-        if asyncio.get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not self.loop:
             raise WouldBlock(
                 f"the connection to {self.stream.peer} belongs to another event loop",
                 hint="Await it on the loop that made it; send(), close() and abort() work from anywhere.",
             )
-        waiter: asyncio.Future[bool] = self._loop.create_future()
+        waiter: asyncio.Future[bool] = self.loop.create_future()
         self._waiters.append(waiter)
         # Where another task is the one that the stream wakes, the sink would not be told.
         self.stream.telling = True
-        timer = None if deadline is None else self._loop.call_at(deadline, _answer, waiter, False)
+        timer = None if deadline is None else self.loop.call_at(deadline, _answer, waiter, False)
         try:
             return await waiter
         finally:
@@ -103,10 +102,9 @@ class AsyncLink(StreamLink):
         """
         stream = self.stream
         # The way that nearly every wait goes: the stream wakes the task, and nobody else is told.
-        waiter: asyncio.Future[bool] = self._loop.create_future()
+        waiter: asyncio.Future[bool] = self.loop.create_future()
         wake = functools.partial(_answer, waiter, True)
         if (timeout is None or stream.sated()) and stream.expect(wake):
-            self._expecting = waiter
             self._hungry += 1
             try:
                 await waiter
@@ -115,7 +113,6 @@ class AsyncLink(StreamLink):
                 raise
             finally:
                 self._hungry -= 1
-                self._expecting = None
             if stream.spent:
                 raise stream.failure()
             return
@@ -181,9 +178,9 @@ class AsyncLink(StreamLink):
             WriteTimeout: the peer took too little in time.
             LongshoreError, OSError: the connection ended before that.
         """
-        if asyncio.get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not self.loop:
             # The loop of the connection does the waiting, and this one waits for it.
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.flushed(timeout), self._loop))
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.flushed(timeout), self.loop))
             return
         stream = self.stream
         stream.flush()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from longshore.buffers import octets
 from longshore.errors import ConfigError, LimitExceeded
 from longshore.events import SlowReceiver
 
@@ -23,13 +24,14 @@ def broadcast(connections: Iterable[Any], message: Any, slow: str, emit: Callabl
     if slow not in ("drop", "close"):
         raise ConfigError(f"broadcast(slow={slow!r}): must be 'drop' or 'close'")
     taken = 0
-    encoded: dict[Any, bytes] = {}
+    # By identity: a framing of somebody's own need not be hashable.
+    encoded: dict[int, bytes] = {}
     for connection in connections:
         framing = connection.framing
-        if framing not in encoded:
-            encoded[framing] = bytes(message) if framing is None else framing.encode(message)
+        if id(framing) not in encoded:
+            encoded[id(framing)] = octets(message) if framing is None else framing.encode(message)
         link = connection._link
-        if link.try_write(encoded[framing]):
+        if link.try_write(encoded[id(framing)]):
             taken += 1
         elif not link.ended:
             pending = link.pending

@@ -20,16 +20,27 @@ if TYPE_CHECKING:
 
 __all__ = (
     "InputBuffer",
+    "LinesThere",
     "PacketBuffer",
     "closed",
     "cut_short",
     "named",
     "no_framing",
     "no_separator",
+    "octets",
     "peer_closed",
     "shut",
     "too_long",
 )
+
+
+def octets(data: Any) -> bytes:
+    """`data`, which is bytes or lends them, as bytes.
+
+    Raises:
+        TypeError: it is anything else; a number would be so many zeros to `bytes`.
+    """
+    return data if type(data) is bytes else bytes(memoryview(data))
 
 
 def closed(peer: str) -> ClosedError:
@@ -71,6 +82,11 @@ def no_framing() -> ConfigError:
 def no_separator() -> ValueError:
     """A separator was given that is none."""
     return ValueError("read_until needs a separator of at least one byte")
+
+
+def _check_count(count: int) -> None:
+    if count < 0:
+        raise ValueError(f"{count} bytes were asked for, which is less than none")
 
 
 def named(peer: str, error: FramingError) -> FramingError:
@@ -147,6 +163,7 @@ class InputBuffer:
 
     def take_some(self, count: int) -> Any:
         """Up to `count` bytes; b"" at the end of the stream."""
+        _check_count(count)
         self._unfeed()
         if not self._raw and not self.ended and count:
             return NEED_MORE
@@ -159,6 +176,7 @@ class InputBuffer:
             PeerClosed: the stream ended before the first of them.
             IncompleteMessage: the stream ended in the middle.
         """
+        _check_count(count)
         self._unfeed()
         if len(self._raw) >= count:
             return self._cut(count)
@@ -184,8 +202,7 @@ class InputBuffer:
         Raises:
             MessageTooLarge: no line end within `limit` bytes.
         """
-        while (line := self.take_line(limit)) is not NEED_MORE and line:
-            yield line
+        return LinesThere(self.take_line, limit)
 
     def take_line_up_to(self, size: int) -> Any:
         """A line with its end, or its first `size` bytes if it is longer."""
@@ -287,6 +304,25 @@ class InputBuffer:
             self._scanned = 0
 
 
+class LinesThere:
+    """The lines that have come: it ends where the next one has not, and goes on from there when that came."""
+
+    __slots__ = ("_limit", "_take")
+
+    def __init__(self, take: Callable[[int], Any], limit: int) -> None:
+        self._take = take
+        self._limit = limit
+
+    def __iter__(self) -> LinesThere:
+        return self
+
+    def __next__(self) -> bytes:
+        line = self._take(self._limit)
+        if line is NEED_MORE or not line:
+            raise StopIteration
+        return line  # type: ignore[no-any-return]
+
+
 class PacketBuffer(InputBuffer):
     """Input that comes in packets: each is one message, or holds those of the framing and nothing else.
 
@@ -345,6 +381,7 @@ class PacketBuffer(InputBuffer):
     def take_some(self, count: int) -> Any:
         """One packet, or the rest of one, cut to `count` bytes as recv(2) does; b"" at the end."""
         if not super().unread and self._packets:
+            _check_count(count)
             return self._next_packet()[:count]
         return super().take_some(count)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import Address, Endpoint, format_peer, parse
 from longshore.concurrency import current_parking, sleep
-from longshore.config import Limits, Timeouts
+from longshore.config import Limits, Timeouts, check_kinds
 from longshore.connection import AsyncConnection, Connection
 from longshore.dialing import Refused, dial, dial_async, left
 from longshore.errors import (
@@ -28,6 +28,7 @@ from longshore.errors import (
     ConnectTimeout,
     HandshakeTimeout,
 )
+from longshore.framing.fields import check_framing
 from longshore.links import StreamLink
 from longshore.packet_links import PacketLink
 from longshore.proxy import header
@@ -110,7 +111,7 @@ def connect(
         >>> with connect("tcp://127.0.0.1:5000", framing=Lines()) as connection:  # doctest: +SKIP
         ...     connection.request(b"hello")
     """
-    address, context, pauses = _plan(url, timeout, tls, retry, proxy)
+    address, context, pauses = _plan(url, framing, timeout, tls, retry, proxy)
     parking = current_parking()
     while True:
         try:
@@ -144,7 +145,7 @@ async def open_connection(
     """
     import asyncio
 
-    address, context, pauses = _plan(url, timeout, tls, retry, proxy)
+    address, context, pauses = _plan(url, framing, timeout, tls, retry, proxy)
     while True:
         try:
             return await _open_connection(address, framing, timeout, context, proxy)
@@ -156,9 +157,16 @@ async def open_connection(
 
 
 def _plan(
-    url: str, timeout: float | None, tls: TLS | None, retry: Retry | int | None, proxy: int | bytes | None
+    url: str,
+    framing: Framing | None,
+    timeout: float | None,
+    tls: TLS | None,
+    retry: Retry | int | None,
+    proxy: int | bytes | None,
 ) -> tuple[Address, Any, Iterator[float]]:
     address = parse(url)
+    check_framing(framing)
+    check_kinds(tls=tls)
     if timeout is not None and not timeout > 0:
         raise ConfigError(f"timeout={timeout!r}: must be a number of seconds above 0, or None")
     if tls is not None and not address.is_tls:
@@ -356,7 +364,7 @@ def _connect_parked(
         stream.start()
         with _explained(address, timeout):
             while stream.state == "opening":
-                link._pause(left(deadline), "the TLS handshake")
+                link._pause(left(deadline), "the TLS handshake", lambda: stream.state != "opening")
             if stream.state != "open":
                 raise stream.failure()
     except BaseException:
@@ -492,7 +500,8 @@ def _explained(address: Address, timeout: float | None) -> Iterator[None]:
 def _tls_failed(address: Address, why: str) -> TLSError:
     if any(word in why.lower() for word in ("certificate", "hostname", "ip address")):
         hint = (
-            "If the server's authority is your own, pass tls=TLS(client_ca='authority.pem'); the name must match too."
+            "If the server's authority is your own, pass tls=TLS(client_ca='authority.pem'), or say "
+            "--cafile authority.pem on the command line; the name must match too."
         )
     else:
         hint = "Does the server speak TLS on this port, in a version that TLS(minimum=...) allows?"

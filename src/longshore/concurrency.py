@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,8 +78,9 @@ class local:  # the name that threading has taught
         current = green.getcurrent()
         if current.parent is None:
             return values.__dict__
-        stores = current.__dict__.setdefault("_longshore_locals", {})
-        return stores.setdefault(id(self), {})
+        # By weak references: another one may get the place in memory, and its id, that this one has now.
+        stores = current.__dict__.setdefault("_longshore_locals", WeakKeyDictionary())
+        return stores.setdefault(self, {})
 
     def __getattr__(self, name: str) -> Any:
         try:

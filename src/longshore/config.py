@@ -19,7 +19,7 @@ from longshore.networks import Networks
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ("TLS", "Limits", "Proxy", "Timeouts", "Workers")
+__all__ = ("TLS", "Limits", "Proxy", "Timeouts", "Workers", "check_kinds")
 
 #: What every implementation of the PROXY protocol must take (proxy-protocol.txt, sections 2.1 and 2.2): 16 + 216.
 SMALLEST_HEADER = 232
@@ -55,6 +55,18 @@ def _count_or_none(owner: object, *names: str) -> None:
     _count(owner, *(name for name in names if getattr(owner, name) is not None))
 
 
+def check_kinds(**given: Any) -> None:
+    """Refuse what is given in the place of one of the values here; the keyword is the value's name, in lower case.
+
+    Raises:
+        ConfigError: it is neither None nor of that class.
+    """
+    kinds = {"limits": Limits, "timeouts": Timeouts, "tls": TLS, "proxy": Proxy}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, kinds[name]):
+            raise ConfigError(f"{name}={value!r}: must be {kinds[name].__name__}(...)")
+
+
 def _networks(owner: object, *names: str) -> None:
     """Check lists of networks, and keep them as tuples."""
     for name in names:
@@ -79,7 +91,7 @@ class Limits:
     connection_rate: float | None = option(None, "new connections a second from one peer")
     max_pending_bytes: int = option(MIB, "bytes pending on one connection before reading from it stops")
     memory_budget: int | None = option(
-        None, "bytes pending on all connections together; above it those with the most end"
+        None, "bytes pending on all connections together; at it nobody comes in, and those with the most are held up"
     )
     max_handshakes: int = option(64, "TLS handshakes at once")
     allow: tuple[str, ...] = option((), "networks that may connect (CIDR, unix, uid:N); empty means all")
@@ -92,8 +104,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         _count(self, "max_connections", "max_processes", "max_pending_bytes", "max_handshakes")
-        _count_or_none(self, "max_connections_per_peer", "memory_budget")
-        _positive_or_none(self, "max_threads", "connection_rate")
+        _count_or_none(self, "max_connections_per_peer", "max_threads", "memory_budget")
+        _positive_or_none(self, "connection_rate")
         if self.overflow not in self.OVERFLOWS:
             raise ConfigError(
                 f"Limits(overflow={self.overflow!r}): must be one of {', '.join(map(repr, self.OVERFLOWS))}"
@@ -135,8 +147,8 @@ class TLS:
     client_ca: str | None = option(None, "authorities (PEM) whose clients are required and trusted")
     minimum: str = option("1.2", "the oldest version of TLS that is spoken")
     alpn: tuple[str, ...] = option((), "protocols offered by ALPN, the best first")
-    certificate_check: float | None = option(10, "seconds between looks at whether the files have changed")
     context: ssl.SSLContext | None = option(None, "your own context; nothing else is read then")
+    certificate_check: float | None = option(10, "seconds between looks at whether the files have changed")
 
     #: What `minimum` may be.
     VERSIONS = ("1.2", "1.3")
@@ -145,6 +157,8 @@ class TLS:
         if self.minimum not in self.VERSIONS:
             raise ConfigError(f"TLS(minimum={self.minimum!r}): must be one of {', '.join(map(repr, self.VERSIONS))}")
         _positive_or_none(self, "certificate_check")
+        if self.context is not None and not hasattr(self.context, "wrap_bio"):
+            raise ConfigError(f"TLS(context={self.context!r}): must be an ssl.SSLContext")
         if self.context is not None and (self.certfile or self.keyfile or self.client_ca or self.alpn):
             raise ConfigError(
                 "TLS(context=...) with other fields: a context of your own is taken as it is",
@@ -170,8 +184,9 @@ class Workers:
 
     def __post_init__(self) -> None:
         _count(self, "count")
-        _positive_or_none(self, "max_age", "max_connections", "max_memory", "heartbeat")
-        if not 0 <= self.jitter < 1:
+        _count_or_none(self, "max_connections", "max_memory")
+        _positive_or_none(self, "max_age", "heartbeat")
+        if isinstance(self.jitter, bool) or not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter < 1:
             raise ConfigError(f"Workers(jitter={self.jitter!r}): must be at least 0 and below 1")
 
 

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from longshore.buffers import octets
 from longshore.errors import ConfigError, PeerClosed
 from longshore.files import make_file
 from longshore.framing import NEED_MORE
@@ -31,6 +32,12 @@ _ids = itertools.count(1)
 class _Named:
     """What both kinds of connection have and nobody waits for."""
 
+    # Of the class, as few connections have one, and each place in all of them costs memory.
+    #: The proxy's address where there is one in between.
+    via: str | None = None
+    #: What that proxy has said (`longshore.proxy.Header`), TLS and names included; None without a proxy.
+    proxied: Any = None
+
     def __init__(self, link: Any, *, peer: str, local: str, server: Any = None, timeout: float | None = None) -> None:
         self._link: Link = link
         #: A number that no other connection of this process has.
@@ -39,10 +46,6 @@ class _Named:
         self.peer: str = peer
         #: Our own address as text.
         self.local: str = local
-        #: The proxy's address where there is one in between.
-        self.via: str | None = None
-        #: What that proxy has said (`longshore.proxy.Header`), TLS and names included; None without a proxy.
-        self.proxied: Any = None
         #: The server that accepted it; None on a client.
         self.server: Any = server
         #: Whether the server has asked its handlers to finish.
@@ -102,15 +105,36 @@ class _Named:
 
     def _encoded(self, message: Any) -> bytes:
         framing = self.framing
-        if framing is None:
-            raise ConfigError(
-                "send() needs a framing and this connection has none",
-                hint="Pass framing=Lines() (or another) to the server or to connect(), or use sendall().",
-            )
-        return framing.encode(message)
+        return octets(message) if framing is None else framing.encode(message)
+
+    @contextlib.contextmanager
+    def corked(self) -> Iterator[None]:
+        """Send all that is written inside as one piece; where each write is a packet, as these packets.
+
+        Ending the connection inside ends the piece, too.
+        """
+        if self._cork is not None or self._link.input.in_packets:
+            yield
+            return
+        self._cork = bytearray()
+        try:
+            yield
+        finally:
+            self._uncork()
+
+    def _uncork(self) -> None:
+        cork, self._cork = self._cork, None
+        if cork:
+            self._put(bytes(cork))
+
+    def _put(self, data: bytes) -> Any:
+        """Send or queue `data`."""
+        self._link.write(data, self._timeout)
 
     def close(self) -> None:
         """End in order: what was written is sent, the peer may read it; from any thread."""
+        if self._cork:
+            self._uncork()
         self._link.close()
 
     def abort(self) -> None:
@@ -129,6 +153,8 @@ class _Named:
     def shutdown(self, how: int) -> None:
         """End one or both sides (`socket.SHUT_RD`, `SHUT_WR`, `SHUT_RDWR`), after what is pending."""
         if how in (1, 2):
+            if self._cork:
+                self._uncork()
             self._link.end_output()
         if how in (0, 2):
             self._link.end_input()
@@ -154,7 +180,13 @@ class _Named:
         return self._link.socket.getsockopt(*args)
 
     def settimeout(self, timeout: float | None) -> None:
-        """Seconds that each wait of this connection may take; None: no deadline of its own."""
+        """Seconds that each wait of this connection may take; None: no deadline of its own.
+
+        Raises:
+            ValueError: it is less than none.
+        """
+        if timeout is not None and timeout < 0:
+            raise ValueError(f"settimeout({timeout!r}): must be a number of seconds, at least 0, or None")
         self._timeout = timeout
 
     def gettimeout(self) -> float | None:
@@ -203,8 +235,8 @@ class Connection(_Named):
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """As `recv`, into `buffer`; returns the number of bytes, 0 at the end of the stream."""
-        view = memoryview(buffer).cast("B")
-        data = self.recv(nbytes or len(view), flags)
+        view = _room(buffer, nbytes)
+        data = self.recv(len(view), flags)
         view[: len(data)] = data
         return len(data)
 
@@ -266,7 +298,7 @@ class Connection(_Named):
         if self._cork is not None:
             self._cork += data
         elif not self._link.output.offer(data):
-            self._link.write(data if type(data) is bytes else bytes(data), self._timeout)
+            self._link.write(octets(data), self._timeout)
 
     def send(self, message: Any) -> int:
         """Send one message, encoded by the framing; bytes as they are where there is none.
@@ -278,7 +310,7 @@ class Connection(_Named):
             ValueError: the framing cannot express it.
             As `sendall`.
         """
-        data = bytes(message) if self.framing is None else self._encoded(message)
+        data = self._encoded(message)
         self.sendall(data)
         return len(data)
 
@@ -303,21 +335,6 @@ class Connection(_Named):
     def flush(self) -> None:
         """Return once the kernel has everything that was written; where one cannot wait, send what goes."""
         self._link.flush(self._timeout)
-
-    @contextlib.contextmanager
-    def corked(self) -> Iterator[None]:
-        """Send all that is written inside as one piece; where each write is a packet, as these packets."""
-        if self._cork is not None or self._link.input.in_packets:
-            yield
-            return
-        cork = self._cork = bytearray()
-        try:
-            yield
-        finally:
-            self._cork = None
-            data = bytes(cork)
-            if data:
-                self._link.write(data, self._timeout)
 
     def start_tls(self, tls: TLS | None = None, hostname: str | None = None) -> None:
         """Speak TLS from here on: as the server that accepted this connection, or as its client.
@@ -361,8 +378,8 @@ class AsyncConnection(_Named):
 
     async def recv_into(self, buffer: Any, nbytes: int = 0) -> int:
         """As `Connection.recv_into`."""
-        view = memoryview(buffer).cast("B")
-        data = await self.recv(nbytes or len(view))
+        view = _room(buffer, nbytes)
+        data = await self.recv(len(view))
         view[: len(data)] = data
         return len(data)
 
@@ -393,13 +410,19 @@ class AsyncConnection(_Named):
     def sendall(self, data: Any) -> Awaitable[None]:
         """Queue `data` now; the await returns once no more than `max_pending_bytes` are pending."""
         link: Any = self._link
-        if link.output.offer(data):
-            return link.done  # type: ignore[no-any-return]
-        return link.queue(bytes(data), self._timeout)  # type: ignore[no-any-return]
+        if self._cork is not None:
+            self._cork += data
+        elif not link.output.offer(data):
+            return self._put(octets(data))
+        return link.done  # type: ignore[no-any-return]
+
+    def _put(self, data: bytes) -> Awaitable[None]:
+        link: Any = self._link
+        return link.queue(data, self._timeout)  # type: ignore[no-any-return]
 
     def send(self, message: Any) -> Awaitable[None]:
         """Queue one message now, as `sendall`."""
-        return self.sendall(bytes(message) if self.framing is None else self._encoded(message))
+        return self.sendall(self._encoded(message))
 
     async def request(self, message: Any) -> Any:
         """Send one message and receive one."""
@@ -440,6 +463,14 @@ class AsyncConnection(_Named):
         link: Any = self._link
         self.close()
         await link.gone()
+
+
+def _room(buffer: Any, nbytes: int) -> memoryview:
+    """The part of `buffer` that `recv_into` may fill."""
+    view = memoryview(buffer).cast("B")
+    if not 0 <= nbytes <= len(view):
+        raise ValueError(f"recv_into() of {nbytes} bytes, into a buffer of {len(view)}")
+    return view[:nbytes] if nbytes else view
 
 
 def _required(tls: TLS | None) -> TLS:

@@ -77,7 +77,7 @@ class Ending:
         self._machine.to("draining")
         deadline = None if timeout is None else server.reactor.now() + timeout
         for service in server.services:
-            service.finish(deadline)
+            service.finish(deadline, self._finish_if_empty)
         self._drain_sessions(deadline, timeout)
         if timeout is not None:
             server.reactor.call_later(timeout, self.stop)
@@ -168,10 +168,13 @@ class Ending:
         self._server.draining = True
 
     def _finish_if_empty(self) -> None:
-        if not self._admission.sessions and self._machine.state in ("draining", "stopping"):
-            if self._machine.state == "draining":
-                self._machine.to("stopping")
-            self.finish()
+        if self._admission.sessions or self._machine.state not in ("draining", "stopping"):
+            return
+        if self._machine.state == "draining":
+            if any(service.busy for service in self._server.services):
+                return
+            self._machine.to("stopping")
+        self.finish()
 
     def _abandon(self) -> None:
         if self._machine.state == "stopped":

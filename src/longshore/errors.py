@@ -49,7 +49,7 @@ __all__ = (
 class LongshoreError(Exception):
     """The root of all errors of Longshore's own.
 
-    `hint` is one sentence that says what to do about it; the command line prints it below the message.
+    `hint` is one sentence that says what to do about it; the command line, and a traceback, print it below the message.
     """
 
     hint: str = ""
@@ -58,6 +58,7 @@ class LongshoreError(Exception):
         super().__init__(*args)
         if hint:
             self.hint = hint
+            self.add_note(f"hint: {hint}")
 
 
 class ConfigError(LongshoreError, ValueError):

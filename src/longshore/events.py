@@ -253,7 +253,7 @@ class SlowReceiver(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitNear(Event):
-    """A limit is at 80 % for the first time since it was last below."""
+    """A limit is at 80 % for the first time since it was last below 60 %."""
 
     level: ClassVar[str] = "WARNING"
 

@@ -53,11 +53,12 @@ class _Writer(io.RawIOBase):
         return self._connection.fileno()  # type: ignore[no-any-return]
 
     def write(self, data: Any) -> int:
-        if type(data) is bytes:
-            self._connection.sendall(data)
+        connection = self._connection
+        # As `sendall`, without a frame of its own for each line.
+        if connection._cork is None and connection._link.output.offer(data):
             return len(data)
         with memoryview(data) as view:
-            self._connection.sendall(view)
+            connection.sendall(view)
             return view.nbytes
 
 
@@ -85,9 +86,13 @@ class _Reader(io.BufferedIOBase):
     def _arrivals(self) -> Iterator[Iterator[bytes]]:
         connection = self._connection
         link = connection._link
+        source: Any = None
         while True:
-            # Looked up again after each wait: `start_tls` may have put another input into its place.
-            yield link.input.lines(FILE_LINE)
+            # After a wait `start_tls` may have put another input into the place of the one before.
+            if link.input is not source:
+                source = link.input
+                lines = source.lines(FILE_LINE)
+            yield lines
             if link.input.ended and not link.input.unread:
                 return
             link.wait_input(connection._timeout)

@@ -17,7 +17,17 @@ from longshore.framing import NEED_MORE
 if TYPE_CHECKING:
     from longshore.framing import Framing
 
-__all__ = ("NAMES", "RUNS", "Handler", "MessageHandler", "check_addresses", "messages", "stream", "understand")
+__all__ = (
+    "NAMES",
+    "RUNS",
+    "Handler",
+    "MessageHandler",
+    "check_addresses",
+    "messages",
+    "settled",
+    "stream",
+    "understand",
+)
 
 #: The strategies that can run each shape, its default first.
 RUNS: dict[str, tuple[str, ...]] = {
@@ -180,11 +190,16 @@ class Handler:
 
     async def call_datagram_async(self, data: bytes, peer: Any, address: Any, server: Any) -> None:
         """Run an async handler for one datagram."""
-        session = self._datagram_session(peer, address, server)
-        for message in _messages_in(data, peer.framing):
-            reply = session.message(message)
-            if inspect.isawaitable(reply):
-                reply = await reply
+        session: MessageHandler | None = peer.session
+        if session is None:
+            session = peer.session = self.session_for(peer, server, address)
+            await settled(session.connected())
+        batch = _messages_in(data, peer.framing)
+        if self.takes_batches:
+            _send_all(peer, await settled(session.messages(batch)))
+            return
+        for message in batch:
+            reply = await settled(session.message(message))
             if reply is not None:
                 peer.send(reply)
 
@@ -194,6 +209,11 @@ class Handler:
             peer.session.connected()
         session: MessageHandler = peer.session
         return session
+
+
+async def settled(result: Any) -> Any:
+    """What a function returned that may or may not be async."""
+    return await result if inspect.isawaitable(result) else result
 
 
 def _send_all(peer: Any, replies: Iterable[Any] | None) -> None:

@@ -111,6 +111,10 @@ class Hosting:
         if self._subscribers.anybody or not isinstance(event, HandlerFailed):
             self._subscribers.emit(event)
 
+    def wants(self, kind: type[Event]) -> bool:
+        """Whether somebody would hear of an event of this kind."""
+        return self._subscribers.wants(kind)
+
     # -- serving -------------------------------------------------------------------------------------------
 
     def serve_forever(self, poll_interval: float) -> None:
@@ -467,6 +471,11 @@ class Hosting:
                 self._finished += 1
         if self._emptied is not None and not self._admission.sessions:
             self._emptied()
+
+    def near_pending(self, count: int) -> None:
+        """A connection has `count` bytes pending, nearly as many as it may.  From any thread."""
+        if self._admission is not None:
+            self._admission.near_pending(count)
 
     def stop_serving(self) -> None:
         """Accept nothing any more, before the listening socket is closed."""

@@ -77,6 +77,10 @@ class Keeper:
         """Tell the server's subscribers."""
         self._hosting.emit(event)
 
+    def wants(self, kind: type[Event]) -> bool:
+        """Whether one of the server's subscribers does."""
+        return self._hosting.wants(kind)
+
     def session_ended(self, session: Session) -> None:
         """A connection is over."""
         self._hosting.post(self._hosting.ended, session)
@@ -87,6 +91,10 @@ class Keeper:
 
     def handler_freed(self) -> None:
         """Places are left by arrivals."""
+
+    def near_pending(self, count: int) -> None:
+        """Tell of it."""
+        self._hosting.near_pending(count)
 
     def take_handshake(self) -> bool:
         """See `handshake_over`."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from longshore.config import Timeouts
 
-__all__ = ("CALM", "NEAR", "Gate", "Watch", "overdue")
+__all__ = ("CALM", "NEAR", "Brink", "Gate", "Watch", "overdue")
 
 #: A message is not judged by `min_rate` before it has had this long (seconds): a first packet says nothing of a rate.
 RATE_GRACE = 5.0
@@ -47,20 +47,23 @@ class Gate:
 
     def enter(self) -> bool:
         """Take one place; False if there is none."""
-        if self.full:
-            return False
-        self.count += 1
-        self._warn(self.count)
+        maximum, count = self.maximum, self.count
+        if maximum is not None:
+            if count >= maximum:
+                return False
+            self._warn(count + 1)
+        self.count = count + 1
         return True
 
     def leave(self) -> None:
         """Give one place back."""
         self.count -= 1
-        self._calm(self.count)
+        if self._warned:
+            self._calm(self.count)
 
     def hold(self) -> bool:
         """Take a place in advance, where others could take it meanwhile; here it is enough that there is one."""
-        return not self.full
+        return self.maximum is None or self.count < self.maximum
 
     def settle(self) -> None:
         """Give back what was held for somebody who did not come."""
@@ -76,8 +79,23 @@ class Gate:
                 self._near(self.name, count, self.maximum)
 
     def _calm(self, count: int) -> None:
-        if self._warned and self.maximum is not None and count < CALM * self.maximum:
+        if self._warned and (self.maximum is None or count < CALM * self.maximum):
             self._warned = False
+
+
+class Brink:
+    """Says once that something is near its limit, and again only after it was far below."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def reached(self, value: int, maximum: int) -> bool:
+        """Whether `value` is near `maximum`, and that was not said before."""
+        told = self._told
+        self._told = value >= (CALM if told else NEAR) * maximum
+        return self._told and not told
 
 
 class Watch:

@@ -121,6 +121,8 @@ class StreamLink:
     session: Any = None
     #: Threads that wait.
     _sleepers: Sequence[threading.Event] = ()
+    #: Calls of the sink, and how many there had been when another thread last went to look at the input.
+    _calls, _seen = 0, -1
 
     def attach(self, stream: Stream) -> None:
         """Stand on `stream`."""
@@ -145,6 +147,11 @@ class StreamLink:
         """There is room again."""
         self._wake()
 
+    def near(self) -> None:
+        """Nearly as much is pending as may be."""
+        if self.session is not None:
+            self.session.host.near_pending(self.pending)
+
     def idled(self) -> None:
         """Nothing moved for `Timeouts.idle`."""
 
@@ -155,13 +162,14 @@ class StreamLink:
             self._on_closed(cause, error)
 
     def _wake(self) -> None:
+        self._calls += 1
         for sleeper in tuple(self._sleepers):
             sleeper.set()
 
     # -- waiting ---------------------------------------------------------------------------------------
 
-    def _pause(self, timeout: float | None, what: str) -> None:
-        """Wait for the next call of the sink; on a thread of its own, sleep."""
+    def _pause(self, timeout: float | None, what: str, over: Callable[[], object]) -> None:
+        """Wait for the next call of the sink; on a thread of its own, sleep unless the wait is `over` by then."""
         if self.stream.reactor.on_thread:
             raise WouldBlock(
                 f"{what} on the connection to {self.stream.peer} would block the reactor",
@@ -172,11 +180,8 @@ class StreamLink:
         self.__dict__.setdefault("_sleepers", []).append(sleeper)
         self.stream.telling = True
         try:
-            # What happened between the caller's look and this line has found no sleeper: look again in time.
-            self.stream.reactor.post(sleeper.set)
-            sleeper.wait()
-            sleeper.clear()
-            if not sleeper.wait(timeout):
+            # What happened between the caller's look and this line has found no sleeper, so it is looked for here.
+            if not over() and not sleeper.wait(timeout):
                 raise ReadTimeout(f"{what} on the connection to {self.stream.peer}: nothing in {timeout:g} s")
         finally:
             self.__dict__["_sleepers"].remove(sleeper)
@@ -192,11 +197,12 @@ class StreamLink:
         stream = self.stream
         if stream.state in ("closing", "closed"):
             raise stream.failure()
-        stream.want_input(True)
+        self._on_reactor(stream.want_input, True)
         try:
-            self._pause(timeout, "waiting for input")
+            self._pause(timeout, "waiting for input", lambda: self._calls != self._seen)
         finally:
-            stream.want_input(False)
+            self._on_reactor(stream.want_input, False)
+        self._seen = self._calls
         if stream.state in ("closing", "closed") and not stream.input.size:
             raise stream.failure()
 
@@ -252,8 +258,12 @@ class StreamLink:
                 f"{stream.peer} has left {self.pending} bytes untaken (Limits.max_pending_bytes={limit})",
                 hint="Send less to it, or use a strategy whose handlers can wait.",
             )
-        while self.pending > limit // 2 and stream.state == "open":
-            self._pause(timeout, "waiting for room")
+
+        def over() -> bool:
+            return self.pending <= limit // 2 or stream.state != "open"
+
+        while not over():
+            self._pause(timeout, "waiting for room", over)
         if stream.state != "open":
             raise stream.failure()
 
@@ -298,7 +308,7 @@ class StreamLink:
             stream.flush()
         if self._may_wait():
             while self.pending and stream.state == "open":
-                self._pause(timeout, "flushing")
+                self._pause(timeout, "flushing", lambda: not self.pending or stream.state != "open")
         if stream.state == "closed" and stream.error is not None:
             raise stream.error
 
@@ -333,9 +343,21 @@ class StreamLink:
 
     def detach(self) -> tuple[Socket, bytes]:
         """Give the socket away, in blocking mode, with the bytes read and not consumed."""
-        if not self.stream.reactor.on_thread:
-            raise WouldBlock("detach() works on the connection's own thread only")
-        sock, unread = self.stream.detach()
+        outcome: list[Any] = []
+
+        def take_out() -> None:
+            try:
+                outcome.append(self.stream.detach())
+            except Exception as error:
+                outcome.append(error)
+            self._wake()
+
+        self._on_reactor(take_out)
+        while not outcome:
+            self._pause(None, "detaching", lambda: outcome)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        sock, unread = outcome[0]
         sock.setblocking(True)
         return sock, unread
 
@@ -359,7 +381,12 @@ class StreamLink:
         Raises:
             LongshoreError, OSError: what ended the connection instead.
         """
-        while self._may_wait() and not self._open and self.stream.state == "opening":
-            self._pause(timeout, "the TLS handshake")
+
+        def over() -> bool:
+            # Still open is what begins on the reactor's thread in a moment.
+            return self._open or self.stream.state not in ("open", "opening")
+
+        while self._may_wait() and not over():
+            self._pause(timeout, "the TLS handshake", over)
         if self.stream.state in ("closing", "closed"):
             raise self.stream.failure()

@@ -16,7 +16,7 @@ from longshore import events
 from longshore.config import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from longshore.events import Event
@@ -41,15 +41,21 @@ COUNTERS: tuple[str, ...] = (
     "accept_errors",
     "slow:drop",
     "slow:close",
+    "tasks:done",
+    "tasks:failed",
+    "tasks:cancelled",
+    "pool_deaths",
     *(f"closed:{cause}" for cause in events.ConnectionClosed.CAUSES),
     *(f"rejected:{limit}" for limit in LIMITS),
     *(f"near:{limit}" for limit in LIMITS),
 )
 #: What comes and goes, and ends with its worker.
-GAUGES: tuple[str, ...] = ("connections", "bytes_pending")
+GAUGES: tuple[str, ...] = ("connections", "bytes_pending", "tasks_waiting", "tasks_running", "pool_processes")
 #: Upper bounds of buckets, in seconds.
 HISTOGRAMS: dict[str, tuple[float, ...]] = {
     "connection_seconds": (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 1800.0, 3600.0),
+    # As the native reactor counts: each bound is twice the one before, from a microsecond on.
+    "message_seconds": tuple(2**power / 1e6 for power in range(23)),
     "lag_seconds": (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
 }
 
@@ -77,6 +83,10 @@ class Meter:
         """Set what no event tells; a counter never falls, so what is set is what its server keeps itself."""
         for name, value in figures.items():
             self._column.set(name, value)
+
+    def put_histogram(self, name: str, counts: Sequence[int], seconds: float) -> None:
+        """Set a histogram that its server keeps itself: how many values are in each bucket, and their sum."""
+        self._column.set_histogram(name, counts, seconds)
 
     def lagged(self, seconds: float) -> None:
         """The reactor came `seconds` later to what was due than it should have."""

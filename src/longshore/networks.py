@@ -17,7 +17,7 @@ from longshore.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ("Networks", "Who", "key_of", "packed")
+__all__ = ("Networks", "Who", "key_of", "packed", "who_is")
 
 #: Packed address, uid, or None: nobody knows.
 Who = bytes | int | None
@@ -37,6 +37,11 @@ def packed(host: str) -> bytes | None:
     except OSError:
         return None
     return found[12:] if found.startswith(_MAPPED) else found
+
+
+def who_is(peer: str) -> Who:
+    """Whose address `addresses.format_peer` has written."""
+    return packed(peer.rpartition(":")[0].strip("[]"))
 
 
 def key_of(who: Who) -> Who:

@@ -7,12 +7,15 @@ through a reactor's `Datagrams` and knows no strategy.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import format_peer
+from longshore.buffers import octets
 from longshore.errors import FramingError
 from longshore.events import DatagramDropped, HandlerFailed
 from longshore.networks import packed
@@ -20,6 +23,7 @@ from longshore.policy import Sparing
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Awaitable, Callable
 
     from longshore.framing import Framing
     from longshore.reactor.datagrams import Datagrams
@@ -29,6 +33,8 @@ __all__ = ("DatagramService", "Peer")
 
 #: Seconds after which a peer that sends nothing has no session any more.
 SESSION_IDLE = 60.0
+#: Datagrams of one peer that may wait for the one that its session has to do with.
+WAITING = 64
 
 _ids = itertools.count(1)
 
@@ -40,7 +46,19 @@ class Peer:
     may give it again.
     """
 
-    __slots__ = ("_framing", "_id", "_info", "_peer", "_service", "_state", "client_address", "seen", "session")
+    __slots__ = (
+        "_framing",
+        "_id",
+        "_info",
+        "_peer",
+        "_service",
+        "_state",
+        "busy",
+        "client_address",
+        "seen",
+        "session",
+        "waiting",
+    )
 
     via: str | None = None
     tls: None = None
@@ -56,6 +74,9 @@ class Peer:
         self._state: dict[Any, Any] | None = None
         self.session: Any = None
         self.seen = 0.0
+        #: Whether a datagram is with its session, and which ones wait for that: they are handled one at a time.
+        self.busy = False
+        self.waiting: deque[bytes] | None = None
 
     def __repr__(self) -> str:
         return f"<Peer {self.peer} of {self.local}>"
@@ -115,7 +136,7 @@ class Peer:
 
     def send(self, message: Any) -> None:
         """Send one message; it leaves from the address that was asked."""
-        self.sendall(bytes(message) if self._framing is None else self._framing.encode(message))
+        self.sendall(octets(message) if self._framing is None else self._framing.encode(message))
 
     def sendall(self, data: bytes) -> None:
         """Send one datagram; one that the kernel cannot take now is dropped, with an event."""
@@ -124,6 +145,10 @@ class Peer:
     def close(self) -> None:
         """Forget the peer's session; its next datagram starts another."""
         self._service.forget(self.client_address)
+
+    def handled(self) -> None:
+        """The strategy is through with a datagram that it has taken; from any thread."""
+        self._service.handled(self)
 
     def failed(self, error: BaseException, size: int = 0) -> None:
         """Report what left the handler, which had a datagram of `size` bytes."""
@@ -151,7 +176,7 @@ class _ReplySocket:
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
         """As `socket.socket.sendto`."""
         if flags_and_address == (self._peer.client_address,):
-            self._peer.sendall(bytes(data))
+            self._peer.sendall(octets(data))
             return len(data)
         sent: int = self._peer._service.socket.sendto(data, *flags_and_address)
         return sent
@@ -168,7 +193,12 @@ class DatagramService:
         self._sessions: OrderedDict[Any, Peer] = OrderedDict()
         handler = host.handler
         self._keeps_sessions = handler.kind == "session"
-        self._takes_batches = handler.takes_batches and strategy.name == "reactor"
+        #: Whether a datagram is through once the strategy has taken it.
+        self._at_once = strategy.name == "reactor"
+        self._takes_batches = handler.takes_batches and self._at_once
+        #: Datagrams and hooks that are being handled.
+        self.busy = 0
+        self._on_quiet: Callable[[], object] | None = None
         self._datagrams: Datagrams = host.reactor.datagrams(sock, self)
         self.keep = self._datagrams.keep
         self._expiry: Any = None
@@ -206,11 +236,44 @@ class DatagramService:
         for data in batch:
             # A session may end with each of them.
             peer = self._known(address, info) if self._keeps_sessions else Peer(self, address, info)
-            try:
-                if not self._strategy.datagram(data, peer.peer, peer, address):
-                    self._dropped(peer.peer, "the strategy is full", len(data))
-            except Exception as error:
-                self.failed(peer, error, len(data))
+            if not peer.busy:
+                self._hand_over(data, peer)
+            elif peer.waiting is not None and len(peer.waiting) >= WAITING:
+                self._dropped(peer.peer, "its session is busy", len(data))
+            else:
+                peer.waiting = peer.waiting or deque()
+                peer.waiting.append(data)
+
+    def _hand_over(self, data: bytes, peer: Peer) -> None:
+        if not self._at_once:
+            self.busy += 1
+            peer.busy = self._keeps_sessions
+        try:
+            if self._strategy.datagram(data, peer.peer, peer, peer.client_address):
+                return
+            self._dropped(peer.peer, "the strategy is full", len(data))
+        except Exception as error:
+            self.failed(peer, error, len(data))
+        if not self._at_once:
+            self._handled(peer)
+
+    def handled(self, peer: Peer) -> None:
+        """The strategy is through with a datagram of `peer`; from any thread."""
+        if not self.host.reactor.on_thread:
+            self.host.reactor.post(self._handled, peer)
+        elif peer.waiting or self._on_quiet is not None:
+            # In a turn of its own: what goes on there is not for the end of a greenlet.
+            self.host.reactor.again(functools.partial(self._handled, peer))
+        else:
+            self._handled(peer)
+
+    def _handled(self, peer: Peer) -> None:
+        peer.busy = False
+        if peer.waiting:
+            self._hand_over(peer.waiting.popleft(), peer)
+        self.busy -= 1
+        if not self.busy and self._on_quiet is not None:
+            self._on_quiet()
 
     def truncated(self, size: int, address: Any) -> None:
         """A datagram that is longer than any that can be sent over IP."""
@@ -238,8 +301,9 @@ class DatagramService:
         """Read again."""
         self._datagrams.resume()
 
-    def finish(self, deadline: float | None) -> None:
-        """Take what has come, tell the sessions, read no more."""
+    def finish(self, deadline: float | None, on_quiet: Callable[[], object]) -> None:
+        """Take what has come, tell the sessions, read no more; call `on_quiet` once none is `busy` any more."""
+        self._on_quiet = on_quiet
         self._datagrams.receive_queued()
         self._datagrams.pause()
         for peer in list(self._sessions.values()):
@@ -266,7 +330,10 @@ class DatagramService:
     def forget(self, address: Any) -> None:
         """End the session of one peer."""
         peer = self._sessions.pop(address, None)
-        if peer is not None and peer.session is not None:
+        if peer is None:
+            return
+        peer.waiting = None
+        if peer.session is not None:
             self._hook(peer, peer.session.disconnected, None)
 
     def failed(self, peer: Peer, error: BaseException, size: int = 0) -> None:
@@ -301,7 +368,8 @@ class DatagramService:
         peer = self._sessions.get(address)
         if peer is None:
             if len(self._sessions) >= self.host.limits.max_connections:
-                self.forget(next(iter(self._sessions)))
+                idle = (known for known, other in self._sessions.items() if not other.busy)
+                self.forget(next(idle, next(iter(self._sessions))))
             peer = self._sessions[address] = Peer(self, address, info)
         self._sessions.move_to_end(address)
         peer.arrived(info, now)
@@ -326,9 +394,21 @@ class DatagramService:
         if hook is None:
             return
         try:
-            hook(*args)
+            result = hook(*args)
         except Exception as error:
             self.failed(peer, error)
+            return
+        if inspect.isawaitable(result):
+            self.busy += 1
+            self._strategy.call(lambda: self._finish_hook(peer, result))
+
+    async def _finish_hook(self, peer: Peer, result: Awaitable[Any]) -> None:
+        try:
+            await result
+        except Exception as error:
+            self.failed(peer, error)
+        finally:
+            self._handled(peer)
 
     def _dropped(self, peer: str, reason: str, size: int, error: BaseException | None = None) -> None:
         self.host.emit(DatagramDropped(peer=peer, local=self.local, reason=reason, size=size, error=error))

@@ -33,6 +33,7 @@ import time
 from typing import TYPE_CHECKING
 
 from longshore.limits import Gate
+from longshore.tally import Tally
 from longshore.workforce import nameless
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ ALONE = 16
 _TRIES = 50
 #: Descriptors that wake workers: a worker beyond looks again by itself only.
 _WAKES = 32
+#: Which lock is for the places themselves.
+_PLACES = 0
 
 
 class Places:
@@ -63,20 +66,46 @@ class Places:
 
     def __init__(self, region: Region, workers: int) -> None:
         self.region = region
-        #: A file of no size whose first byte is locked.
-        self.lock = nameless("longshore-places")
+        #: How many connections each peer has.
+        self.tally = Tally()
+        #: A file of no size, each byte of which can be locked.
+        self._file = nameless("longshore-places")
         self.wakes = [_wake() for _ in range(max(_WAKES, 2 * workers))]
 
     @property
     def descriptors(self) -> set[int]:
         """All that belong to it."""
-        return {self.lock, *(fd for pair in self.wakes for fd in pair)}
+        return {self._file, *(fd for pair in self.wakes for fd in pair)}
 
-    def wake(self, dead: int) -> None:
-        """The places of slot `dead` are free: wake all others that wait."""
+    def lock(self, byte: int, *, patient: bool = False) -> bool:
+        """Take a record lock, which is mostly held for some microseconds; False if its holder seems to be stopped.
+
+        Who is `patient` waits a quarter of a second for it.
+        """
+        for attempt in range(_TRIES * _TRIES if patient else _TRIES):
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            except (BlockingIOError, PermissionError):
+                if attempt >= _TRIES:
+                    time.sleep(0.0001)
+            else:
+                return True
+        return False
+
+    def unlock(self, byte: int) -> None:
+        """Give a record lock back."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
+
+    def bury(self, dead: int) -> None:
+        """The worker of slot `dead` has none any more."""
+        self.tally.bury(dead)
+        self.wake(dead)
+
+    def wake(self, free: int) -> None:
+        """Places of slot `free` are free: wake all others that wait."""
         waiting = self.region.row("waiting")
         for slot, (_, writer) in enumerate(self.wakes[: self.region.used]):
-            if waiting[slot] and slot != dead:
+            if waiting[slot] and slot != free:
                 with contextlib.suppress(BlockingIOError):
                     os.write(writer, _ONE)
 
@@ -174,7 +203,7 @@ class SharedGate(Gate):
         if self._others_first():
             self.retry_in = STAND_BACK
             return False
-        self._in_hand = self._take(1)
+        self._in_hand = self._take(patient=False)
         return self._in_hand
 
     def settle(self) -> None:
@@ -187,7 +216,7 @@ class SharedGate(Gate):
         """Take the place that was held, or one; False if there is none."""
         if self._in_hand:
             self._in_hand = False
-        elif not self._take(_TRIES):
+        elif not self._take(patient=True):
             return False
         self._accepts[self._slot] += 1
         self._warn(self.total)
@@ -200,10 +229,10 @@ class SharedGate(Gate):
 
     # -- the cells -------------------------------------------------------------------------------------------
 
-    def _take(self, patience: int) -> bool:
+    def _take(self, *, patient: bool) -> bool:
         if self._own_maximum is not None and self._mine >= self._own_maximum:
             return False
-        if not self._locked(patience):
+        if not self._places.lock(_PLACES, patient=patient):
             self.retry_in = STAND_BACK
             return False
         try:
@@ -213,19 +242,8 @@ class SharedGate(Gate):
             self._mine += 1
             self._held[self._slot] = self._mine
         finally:
-            fcntl.lockf(self._places.lock, fcntl.LOCK_UN, 1)
+            self._places.unlock(_PLACES)
         return True
-
-    def _locked(self, patience: int) -> bool:
-        for attempt in range(_TRIES * patience):
-            try:
-                fcntl.lockf(self._places.lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-            except (BlockingIOError, PermissionError):
-                if attempt >= _TRIES:
-                    time.sleep(0.0001)
-            else:
-                return True
-        return False
 
     def _give(self) -> None:
         self._mine -= 1

@@ -15,65 +15,108 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from longshore.limits import NEAR
+from longshore.limits import CALM, NEAR
 from longshore.networks import Networks, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from longshore.config import Limits
     from longshore.networks import Who
 
-__all__ = ("PeerGate", "Policy", "Rates", "Sparing")
+__all__ = ("QUIET", "PeerGate", "Policy", "Rates", "Sparing")
 
 #: Peers whose rate is known at once; beyond them the one that was seen longest ago is forgotten.
 PEERS = 65_536
 #: Entries that are looked at for being over, each time that a new peer comes: two, so that the table shrinks.
 SWEEP = 2
-#: Seconds without a peer near its rate, after which the next one is told of again.
-CALM = 10.0
+#: Seconds without anybody near a limit of single peers, after which the next one is told of again.
+QUIET = 10.0
 
 
 class PeerGate:
-    """At most `maximum` (None: unbounded) of each peer at once; as large as the number of peers that are in."""
+    """At most `maximum` of each peer at once; as large as the number of peers that are in.
 
-    __slots__ = ("_counts", "_near", "_warned", "maximum", "name")
+    Without a maximum (None) nobody is counted.  Once there is one, the count begins with those who are `present()`
+    then, which is asked on the thread that lets peers in, so that `maximum` may be set on any.
+    """
 
-    def __init__(self, name: str, maximum: int | None, near: Callable[[str, int, int], None] | None = None) -> None:
+    __slots__ = ("_counts", "_near", "_present", "_runs", "_warned", "maximum", "name")
+
+    def __init__(
+        self,
+        name: str,
+        maximum: int | None,
+        near: Callable[[str, int, int], None] | None = None,
+        present: Callable[[], Iterable[Who]] = tuple,
+    ) -> None:
         self.name = name
         self.maximum = maximum
         self._counts: dict[Who, int] = {}
         self._near = near
+        self._present = present
+        #: Whether anybody is counted.
+        self._runs = False
         #: Those that are near: the event is for the first of them.
         self._warned: set[Who] = set()
 
-    def full(self, key: Who) -> bool:
-        """Whether this peer may not come in once more."""
-        return self.maximum is not None and self._counts.get(key, 0) >= self.maximum
-
     def enter(self, key: Who) -> bool:
         """Take one place of this peer; False if it has none left."""
-        count = self._counts.get(key, 0)
-        if self.maximum is not None:
-            if count >= self.maximum:
-                return False
-            if count + 1 >= NEAR * self.maximum and key not in self._warned:
-                first = not self._warned
-                self._warned.add(key)
-                if first and self._near is not None and self.maximum > 1:
-                    self._near(self.name, count + 1, self.maximum)
-        self._counts[key] = count + 1
+        maximum = self.maximum
+        if maximum is None:
+            self._stop()
+            return True
+        if not self._runs:
+            self._runs = True
+            for present in self._present():
+                if present is not None:
+                    self._add(key_of(present), None)
+        count = self._add(key, maximum)
+        if count is None:
+            return False
+        if count >= NEAR * maximum and key not in self._warned:
+            first = not self._warned
+            self._warned.add(key)
+            if first and self._near is not None and maximum > 1:
+                self._near(self.name, count, maximum)
         return True
 
     def leave(self, key: Who) -> None:
         """Give one place of this peer back."""
-        count = self._counts[key] - 1
+        if not self._runs:
+            return
+        count = self._subtract(key)
+        if self.maximum is None:
+            self._stop()
+        elif key in self._warned and (not count or count < CALM * self.maximum):
+            self._warned.discard(key)
+
+    def _stop(self) -> None:
+        if self._runs:
+            self._runs = False
+            self._clear()
+            self._warned.clear()
+
+    # -- the counts, which may be kept elsewhere -----------------------------------------------------------
+
+    def _add(self, key: Who, maximum: int | None) -> int | None:
+        """One more, if there are fewer than `maximum`: how many now."""
+        count = self._counts.get(key, 0)
+        if maximum is not None and count >= maximum:
+            return None
+        self._counts[key] = count + 1
+        return count + 1
+
+    def _subtract(self, key: Who) -> int:
+        """One less: how many are left."""
+        count = self._counts.pop(key) - 1
         if count:
             self._counts[key] = count
-        else:
-            del self._counts[key]
-        if key in self._warned and (self.maximum is None or not count or count < NEAR * self.maximum):
-            self._warned.discard(key)
+        return count
+
+    def _clear(self) -> None:
+        """Forget all."""
+        self._counts.clear()
 
     def __len__(self) -> int:
         return len(self._counts)
@@ -113,7 +156,7 @@ class Rates:
         if size > 1 and used >= NEAR * size:
             if now >= self._calm_at and self._near is not None:
                 self._near(self.name, int(min(used, size)), int(size))
-            self._calm_at = now + CALM
+            self._calm_at = now + QUIET
         return allowed
 
     def _forget(self, now: float) -> None:
@@ -132,8 +175,14 @@ class Rates:
 class Policy:
     """What `Limits` say about single peers."""
 
-    def __init__(self, limits: Limits, near: Callable[[str, int, int], None]) -> None:
-        self._places = PeerGate("max_connections_per_peer", None, near)
+    def __init__(
+        self,
+        limits: Limits,
+        near: Callable[[str, int, int], None],
+        present: Callable[[], Iterable[Who]] = tuple,
+    ) -> None:
+        self._near, self._present = near, present
+        self._places = PeerGate("max_connections_per_peer", None, near, present)
         self._rates = Rates("connection_rate", None, near)
         self._allow = self._deny = Networks((), "")
         self.reconfigure(limits)
@@ -145,10 +194,21 @@ class Policy:
         self._allow = Networks(limits.allow, "Limits.allow")
         self._deny = Networks(limits.deny, "Limits.deny")
 
+    def share(self, make: Callable[..., PeerGate]) -> None:
+        """Count by a gate of `make`'s, which other processes count by too; before anybody is in."""
+        maximum = self._places.maximum
+        self._places = make(self._places.name, self._near, self._present)
+        self._places.maximum = maximum
+
     @property
     def judges_datagrams(self) -> bool:
         """Whether any of it is about single datagrams."""
         return not (self._allow.empty and self._deny.empty and self._rates.rate is None)
+
+    @property
+    def asks(self) -> bool:
+        """Whether it matters at all who comes."""
+        return self.judges_datagrams or self._places.maximum is not None
 
     def forbids(self, who: Who) -> str | None:
         """The list by which this peer may not come at all, by its name in `Limits`; None if it may."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 from longshore.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ("SLOTS", "Column", "Histogram", "Region", "SharedCounters")
 
@@ -174,6 +174,14 @@ class Column:
         first = self._begin + self._region.places[name]
         self._cells[first + bisect_left(bounds, seconds)] += 1
         self._cells[first + len(bounds) + 1] += int(seconds * _MICRO)
+
+    def set_histogram(self, name: str, counts: Sequence[int], seconds: float) -> None:
+        """A histogram has these counts, one for each bucket and one beyond the last, and this sum in this process."""
+        first = self._begin + self._region.places[name]
+        last = first + len(self._region.histograms[name]) + 1
+        for place, count in zip(range(first, last), counts, strict=True):
+            self._cells[place] = count
+        self._cells[last] = int(seconds * _MICRO)
 
     def beat(self) -> None:
         """Say that this worker's reactor turns; on CLOCK_MONOTONIC, which all processes of a system share."""

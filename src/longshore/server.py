@@ -18,7 +18,7 @@ from longshore import reactor as reactors
 from longshore import strategies
 from longshore.admission import Admission
 from longshore.broadcasting import broadcast
-from longshore.config import Limits, Timeouts
+from longshore.config import Limits, Timeouts, check_kinds
 from longshore.ending import GRACE, Ending
 from longshore.errors import ClosedError, ConfigError
 from longshore.events import (
@@ -36,7 +36,7 @@ from longshore.peers import DatagramService
 from longshore.renewal import Renewal
 from longshore.reports import DrainReport, Statistics
 from longshore.subscribers import Subscribers
-from longshore.targets import Targets
+from longshore.targets import Targets, check_parts
 from longshore.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -117,35 +117,24 @@ class Server:
         shared: SharedPlace | None = None,
         pool: TaskPool | None = None,
     ) -> None:
-        if workers != 1:
-            raise ConfigError(
-                f"workers={workers!r}: a Server that is part of a program is one process",
-                hint="serve(handler, ..., workers=N) and longshore serve --workers N run more.",
-            )
-        if shared is not None and not hasattr(shared, "url"):
-            raise ConfigError(f"shared={shared!r}: is no place", hint="Pass shared.join(url); serve() takes the URL.")
+        check_parts(workers, shared, pool)
+        check_kinds(limits=limits, timeouts=timeouts, tls=tls, proxy=proxy)
         #: The place that was given as `shared`.
         self.shared = shared
-        if pool is not None and not callable(getattr(pool, "submit", None)):
-            raise ConfigError(
-                f"pool={pool!r}: a server takes a pool", hint="Pass Pool(...); serve() and --pool make one."
-            )
         #: The executor that was given as `pool`, for what needs a processor; whoever made it ends it.
         self.pool: TaskPool | None = pool
         self.handler: Handler = understand(handler)
-        self.limits = limits or Limits()
-        self.timeouts = timeouts or Timeouts()
+        self.limits, self.timeouts = limits or Limits(), timeouts or Timeouts()
         self.framing = framing if framing is not None else self.handler.framing
         self.strategy_name = self.handler.strategy(strategy)
-        self.draining = False
+        self.draining = self._running = False
         self.facade = self
         #: What `lifespan` gave.
         self.state: Any = None
         self._targets = Targets(addresses, self.handler, self.framing, tls)
         self._lifespan = Lifespan(lifespan, self.strategy_name)
-        self._machine = Machine(SERVER)
         self._context = contextvars.copy_context()
-        self._inside = Inside()
+        self._machine, self._inside = Machine(SERVER), Inside()
         self._ready, self._stopped = Latch(), Latch()
         self._start_error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -158,17 +147,16 @@ class Server:
         self._reactor_reason = ""
         self._strategy: Strategy = None  # type: ignore[assignment]
         self._admission = admission = Admission(self, self.strategy_name, proxy)
-        #: Who may come at all, how many of each, and how fast.
-        self.policy = admission.policy
+        self.policy, self.wants = admission.policy, self._subscribers.wants
         self.take_place, self.handler_freed = admission.take_place, admission.handler_freed
         self.take_handshake, self.handshake_over = admission.take_handshake, admission.handshake_over
+        self.near_pending = admission.near_pending
         certificates = self._targets.certificates
         #: What keeps the certificate fresh; None where nothing speaks TLS.
         self.renewal = None if certificates is None else Renewal(self, admission, certificates)
         self._ending = Ending(self, self._machine, admission)
         self._on_end: Callable[[], object] | None = None
         self._watchdog: Watchdog | None = None
-        self._running = False
         # Last: others read what stands above, from other threads and after an __init__ that failed.
         Server._all[id(self)] = self
 
@@ -222,12 +210,18 @@ class Server:
             **self._admission.figures,
         )
 
-    def subscribe(self, observer: Callable[[Event], object]) -> Callable[[], None]:
-        """Call `observer(event)` for every event, on the thread where it happens; returns how to stop that."""
-        return self._subscribers.add(observer)
+    def subscribe(self, observer: Callable[[Event], object], *kinds: type[Event]) -> Callable[[], None]:
+        """Call `observer(event)` for events (of `kinds`), on the thread where they happen; returns how to stop that."""
+        return self._subscribers.add(observer, *kinds)
 
     def every(self, seconds: float, function: Callable[[], Any]) -> None:
-        """Call `function` every `seconds` while the server runs, in its strategy's manner."""
+        """Call `function` every `seconds` while the server runs, in its strategy's manner.
+
+        Raises:
+            ConfigError: that is no time.
+        """
+        if not seconds > 0:
+            raise ConfigError(f"every({seconds!r}, ...): must be a number of seconds above 0")
         self._repeating.append((seconds, function))
         if self.status in ("serving", "paused"):
             self.reactor.post(self._repeat, seconds, function)
@@ -254,6 +248,7 @@ class Server:
         Raises:
             ConfigError: the certificate cannot be used, or nothing here speaks TLS; everything stays as it was.
         """
+        check_kinds(limits=limits, timeouts=timeouts, tls=tls)
         if tls is not None:
             if self.renewal is None:
                 raise ConfigError("reconfigure(tls=...): no address of this server speaks TLS")
@@ -357,6 +352,8 @@ class Server:
 
         from longshore.async_links import embed
 
+        if self.status != "new":
+            raise ClosedError(f"async with {self!r}: it was started before", hint="Make a new Server.")
         self._prepare()
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
@@ -403,7 +400,7 @@ class Server:
 
     def session_ended(self, session: Session) -> None:
         """A session is over."""
-        if self._admission.leave(session):
+        if self._admission.leave(session) and self.draining:
             self._ending.session_ended(session)
 
     # -- start -------------------------------------------------------------------------------------------
@@ -483,7 +480,7 @@ class Server:
     def _open_doors(self) -> None:
         self._running = True
         for listener in self._listeners:
-            if listener.kind == "datagram":
+            if listener.kind == "datagram" and (self._admission.place == 0 or self.handler.kind != "session"):
                 self.services.append(DatagramService(self, listener.socket, listener.url, self._strategy))
         listening = [listener for listener in self._listeners if listener.kind != "datagram"]
         self._admission.open(listening, self._strategy, self._targets.tls_context)

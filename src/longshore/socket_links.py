@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.buffers import InputBuffer
 from longshore.errors import ClosedError, HandshakeTimeout, LongshoreError, ReadTimeout, WriteTimeout
+from longshore.limits import NEAR
 from longshore.links import LATER
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ class SocketLink:
             self._send_late()
         except OSError:
             return False
+        if self.session is not None and self.pending >= NEAR * self._max_pending:
+            self.session.host.near_pending(self.pending)
         return True
 
     def _send_late(self) -> None:

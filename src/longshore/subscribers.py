@@ -21,37 +21,54 @@ class Subscribers:
     """The observers of one server."""
 
     def __init__(self) -> None:
-        self._observers: tuple[Callable[[Event], object], ...] = ()
+        #: Each with the kinds of events that it wants; none are all.
+        self._observers: tuple[tuple[Callable[[Event], object], tuple[type[Event], ...]], ...] = ()
+        #: The kinds that somebody wants by name, and whether somebody wants all.
+        self._kinds: frozenset[type[Event]] = frozenset()
+        self._all = False
         #: How many handlers have failed.
         self.failures = 0
 
-    def add(self, observer: Callable[[Event], object]) -> Callable[[], None]:
-        """Call `observer(event)` for every event; returns how to stop that."""
-        self._observers += (observer,)
+    def add(self, observer: Callable[[Event], object], *kinds: type[Event]) -> Callable[[], None]:
+        """Call `observer(event)` for every event, or for those of these `kinds`; returns how to stop that."""
+        entry = (observer, kinds)
+        self._set((*self._observers, entry))
 
         def remove() -> None:
-            self._observers = tuple(item for item in self._observers if item is not observer)
+            self._set(tuple(item for item in self._observers if item is not entry))
 
         return remove
+
+    def _set(self, observers: tuple[tuple[Callable[[Event], object], tuple[type[Event], ...]], ...]) -> None:
+        self._observers = observers
+        self._kinds = frozenset(kind for _, kinds in observers for kind in kinds)
+        self._all = any(not kinds for _, kinds in observers)
 
     @property
     def anybody(self) -> bool:
         """Whether there is an observer."""
         return bool(self._observers)
 
+    def wants(self, kind: type[Event]) -> bool:
+        """Whether somebody would hear of an event of this kind: one that is frequent need not be made else."""
+        return self._all or kind in self._kinds
+
     def emit(self, event: Event) -> None:
-        """Hand `event` to everybody; without anybody, a failure goes to the `longshore` logger."""
+        """Hand `event` to everybody who wants it; without anybody, a failure goes to the `longshore` logger."""
         if isinstance(event, HandlerFailed):
             self.failures += 1
-        observers = self._observers
-        if not observers:
-            log_failure(event)
-        for observer in observers:
+        kind, unheard = type(event), True
+        for observer, kinds in self._observers:
+            if kinds and kind not in kinds:
+                continue
+            unheard = False
             try:
                 observer(event)
             except Exception as error:
                 # An observer that fails must not harm what it observes; it is told on the one channel left.
                 log_failure(HandlerFailed(handler=f"the observer {observer!r}", peer=None, error=error))
+        if unheard:
+            log_failure(event)
 
 
 def log_failure(event: Event) -> None:

@@ -407,7 +407,7 @@ class Supervisor:
         self.forget(worker.channel)
         lost = self.region.row("held")[worker.slot]
         self.region.free_slot(worker.slot)
-        self._places.wake(worker.slot)
+        self._places.bury(worker.slot)
         del self.workers[worker.slot]
         was, worker.state = worker.state, "ended"
         self.tell("worker-ended", worker, reason=worker.leaving or cause_of(worker.status or 0))
@@ -498,7 +498,7 @@ class Supervisor:
                     self._give_up({}, words(error), "")
                 return
         ready = [item for item in staying if item.state == "ready"]
-        for worker in sorted(ready, key=lambda item: item.slot)[self.wanted :]:
+        for worker in sorted(ready, key=lambda item: item.place)[self.wanted :]:
             worker.leaving = "there are more workers than wanted"
         if len(ready) < self.wanted:
             return
@@ -566,6 +566,7 @@ class Supervisor:
             work(
                 Assignment(
                     slot=slot,
+                    place=place,
                     places=self._places,
                     channel=channel,
                     stacks=stacks,

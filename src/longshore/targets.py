@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.addresses import Address, inherited_descriptors, parse
 from longshore.errors import ConfigError, LongshoreError
+from longshore.framing.fields import check_framing
 from longshore.handlers import check_addresses
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from longshore.handlers import Handler
     from longshore.listeners import Listener
 
-__all__ = ("Targets",)
+__all__ = ("Targets", "check_parts")
 
 
 class Targets:
@@ -39,6 +40,7 @@ class Targets:
         framing: Framing | None,
         tls: TLS | None,
     ) -> None:
+        check_framing(framing)
         self.items = [parse(item) if isinstance(item, str) else item for item in given]
         if not self.items:
             raise ConfigError("a server needs an address", hint='For instance "tcp://127.0.0.1:5000".')
@@ -51,14 +53,10 @@ class Targets:
         #: What that context was made from.
         self.certificates: Certificates | None = None
         if any(getattr(item, "is_tls", False) for item in self.items):
-            if tls is None:
-                raise ConfigError(
-                    "a tls:// address needs a certificate",
-                    hint="Pass tls=TLS(certfile=..., keyfile=...), or TLS(context=...).",
-                )
             from longshore.certificates import Certificates
+            from longshore.config import TLS
 
-            self.certificates = Certificates(tls)
+            self.certificates = Certificates(tls or TLS())
             self.tls_context = self.certificates.context
 
     @property
@@ -75,6 +73,23 @@ class Targets:
                 with contextlib.suppress(LongshoreError):
                     found.update(inherited_descriptors(item))
         return found - {-1}
+
+
+def check_parts(workers: Any, shared: Any, pool: Any) -> None:
+    """Check what a server that is part of a program gets from it.
+
+    Raises:
+        ConfigError: more workers than one, or what is no place or no pool.
+    """
+    if workers != 1:
+        raise ConfigError(
+            f"workers={workers!r}: a Server that is part of a program is one process",
+            hint="serve(handler, ..., workers=N) and longshore serve --workers N run more.",
+        )
+    if shared is not None and not hasattr(shared, "url"):
+        raise ConfigError(f"shared={shared!r}: is no place", hint="Pass shared.join(url); serve() takes the URL.")
+    if pool is not None and not callable(getattr(pool, "submit", None)):
+        raise ConfigError(f"pool={pool!r}: a server takes a pool", hint="Pass Pool(...); serve() and --pool make one.")
 
 
 def _kind(address: Address) -> str:

@@ -35,7 +35,8 @@ def server_context(tls: TLS) -> ssl.SSLContext:
         return tls.context
     if not tls.certfile:
         raise ConfigError(
-            "a tls:// address needs a certificate", hint="Pass tls=TLS(certfile=..., keyfile=...), or TLS(context=...)."
+            "a tls:// address needs a certificate",
+            hint="Pass tls=TLS(certfile=..., keyfile=...), or say --certfile and --keyfile on the command line.",
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _fill(context, tls)

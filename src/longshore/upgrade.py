@@ -22,10 +22,12 @@ from longshore.listeners import inherit
 if TYPE_CHECKING:
     from longshore.anchorage import Anchorage
 
-__all__ = ("VARIABLE", "Heritage", "Successor", "refusal")
+__all__ = ("OWN", "VARIABLE", "Heritage", "Successor", "refusal")
 
 #: Set for the new program only, which takes it away again before any other code of its runs.
 VARIABLE = "LONGSHORE_UPGRADE"
+#: Variables that name what ends with this program: its successor finds out by itself, as this one did.
+OWN: set[str] = set()
 
 
 def refusal() -> str:
@@ -50,9 +52,8 @@ class Successor:
             lock = listener.lock
             inherited += [listener.socket.fileno(), *([] if lock is None else [lock])]
             sockets.append((listener.socket.fileno(), target, listener.url, lock))
-        environment = dict(os.environ)
         # systemd asks whoever is the service's main process for signs of life, and that is the new program soon.
-        environment.pop("WATCHDOG_PID", None)
+        environment = {name: value for name, value in os.environ.items() if name not in (*OWN, "WATCHDOG_PID")}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],

@@ -30,6 +30,7 @@ from longshore.events import ServerAnnounced, ServerDraining, ServerStarted
 from longshore.logfiles import reopen_logs
 from longshore.meter import Meter
 from longshore.places import LOOK_AGAIN, SharedGate
+from longshore.tally import SharedPeerGate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,8 @@ class Assignment:
     """What a worker is forked with."""
 
     slot: int
+    place: int
+    """The lowest number that no other worker has which is to stay."""
     places: Places
     channel: Channel
     stacks: int
@@ -138,7 +141,12 @@ class _Worker:
             self._serve(self._server)
 
     def _serve(self, server: Any) -> None:
-        self._gate = server.admission.share(functools.partial(SharedGate, self._given.places, self._given.slot))
+        places, slot = self._given.places, self._given.slot
+        self._gate = server.admission.share(
+            functools.partial(SharedGate, places, slot),
+            functools.partial(SharedPeerGate, places, slot),
+            self._given.place,
+        )
         server.subscribe(self._meter)
         server.subscribe(self._on_event)
         signal.signal(signal.SIGTERM, lambda *_: server.drain())

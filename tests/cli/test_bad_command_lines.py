@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from longshore.addresses import parse
+from longshore.errors import ConfigError
+
 
 def assert_told(result, status, *words):
     text = result.stderr.decode()
@@ -135,6 +138,13 @@ def test_a_wrong_url_is_told(run, app, url):
     assert_told(run("connect", url), 2, url)
 
 
+@pytest.mark.parametrize(("scheme", "meant"), [("http", "tcp"), ("https", "tls"), ("ucp", "udp"), ("unx", "unix")])
+def test_a_scheme_of_others_or_misspelt_is_told_with_the_one_that_may_be_meant(scheme, meant):
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{scheme}://127.0.0.1:5000")
+    assert caught.value.hint == f"Did you mean {meant}://127.0.0.1:5000?"
+
+
 def test_a_url_without_a_scheme_is_completed_in_the_hint(run):
     assert_told(run("connect", "127.0.0.1:5000"), 2, "hint: Did you mean tcp://127.0.0.1:5000?")
 
@@ -195,7 +205,7 @@ def test_a_mistake_in_the_file_is_told_with_file_key_and_near_match(run, app, te
 
 
 def test_a_tls_address_without_a_certificate_is_told(run, app):
-    assert_told(run("serve", "echo.py", "--bind", "tls://127.0.0.1:0", cwd=app), 2, "certificate", "hint: ")
+    assert_told(run("serve", "echo.py", "--bind", "tls://127.0.0.1:0", cwd=app), 2, "certificate", "--certfile")
 
 
 def test_a_certificate_that_is_not_there_is_told(run, app):

@@ -102,6 +102,15 @@ def test_the_log_goes_to_a_file_that_usr1_opens_anew(serving, run, app, workers)
     assert after[-1]["event"] == "ServerStopped"
 
 
+def test_a_handler_that_has_lost_its_broker_has_failed_and_its_peer_has_not_vanished(serving, run, app):
+    (app / "sharing.py").write_text(
+        "from longshore import BrokerLost\n\ndef share(connection):\n    raise BrokerLost('the broker is gone')\n"
+    )
+    with serving("sharing.py", *ONE, cwd=app) as server:
+        run("connect", server.url)
+        assert "share failed for 127.0.0.1:" in server.line()
+
+
 def test_a_log_file_that_cannot_be_written_is_told_before_anything_is_served(run, app):
     result = run("serve", "echo.py", *ONE, "--log-file", "nowhere/app.log", cwd=app)
     assert result.returncode == 2
@@ -119,6 +128,9 @@ def test_a_full_disk_costs_log_lines_and_nothing_else(command, environment, app,
         stderr = full if place == "standard error" else subprocess.PIPE
         with subprocess.Popen(words, cwd=app, env=environment(), stderr=stderr) as process:
             try:
+                if process.stderr is not None:
+                    # Nothing is logged before all workers accept.
+                    assert b"serving echo" in process.stderr.readline()
                 for _ in range(3):
                     with connect(where, retry=Retry(attempts=100, maximum=0.1)) as client:
                         assert answers(client)

@@ -35,6 +35,7 @@ def test_a_service_runs_what_serve_would_with_its_options():
     assert found["Type"] == "notify"
     assert found["TimeoutStopSec"] == "55"
     assert found["WorkingDirectory"] == "/srv/app"
+    assert found["Environment"] == "PWD=/srv/app"
     assert "AmbientCapabilities" not in found
 
 
@@ -111,6 +112,7 @@ def test_systemd_finds_nothing_wrong_with_them(run, tmp_path, app, socket):
     words = ["--bind", "tcp://127.0.0.1:5000", "--bind", "udp://127.0.0.1:5000", "--output", str(tmp_path / "units")]
     result = run("unit", "echo.py:echo", *words, *(["--socket"] if socket else []), cwd=app)
     assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.decode().splitlines()[-1] == f"wrote {tmp_path}/units/echo.service"
     files = sorted(str(path) for path in (tmp_path / "units").iterdir())
     assert len(files) == (3 if socket else 1)
     verified = subprocess.run(["systemd-analyze", "verify", *files], capture_output=True, text=True, timeout=15)

@@ -1,5 +1,6 @@
 """What a connection offers beside sending and receiving, under every strategy that gives handlers one."""
 
+import asyncio
 import multiprocessing
 import re
 import signal
@@ -12,6 +13,7 @@ import threading
 
 import pytest
 
+import longshore
 from longshore import Limits, Lines, MessageHandler, Timeouts
 from longshore.events import ConnectionClosed, ConnectionOpened, DatagramDropped
 from longshore.testing import Client
@@ -62,6 +64,34 @@ def test_what_is_written_corked_leaves_as_one_piece_at_the_end(longshore_server,
     with Client(server.url) as client:
         assert client.recv() == b"one two three"
     assert notes.values == [0]
+
+
+def test_an_async_handler_corks_too(longshore_server):
+    async def handler(connection):
+        with connection.corked():
+            await connection.sendall(b"one ")
+            await asyncio.sleep(0)
+            await connection.sendall(b"two")
+
+    with Client(longshore_server(handler).url) as client:
+        assert client.recv() == b"one two"
+
+
+@pytest.mark.parametrize("strategy", [*BLOCKING, "async"])
+@pytest.mark.parametrize("end", ["close", "shutdown"])
+def test_what_was_written_corked_is_sent_before_the_end_of_our_side(longshore_server, strategy, end):
+    def finish(connection):
+        with connection.corked():
+            connection.sendall(b"last words")
+            connection.close() if end == "close" else connection.shutdown(socket.SHUT_WR)
+
+    async def async_handler(connection):
+        finish(connection)
+
+    server = longshore_server(async_handler if strategy == "async" else finish, strategy=strategy)
+    with Client(server.url) as client:
+        assert client.recv_until_closed() == b"last words"
+    assert server.events.wait_for(ConnectionClosed).cause == "finished"
 
 
 @pytest.mark.parametrize("strategy", BLOCKING)
@@ -372,3 +402,16 @@ def test_a_file_has_no_mode_that_files_of_sockets_do_not_have(longshore_server, 
 
     with Client(longshore_server(handler, strategy=strategy).url) as client:
         assert client.recv_until_closed() == b"refused"
+
+
+@pytest.mark.parametrize("strategy", ["threads", "green"])
+def test_a_new_local_has_nothing_of_one_that_was_at_its_place_in_memory(longshore_server, strategy):
+    def handler(connection):
+        for _ in range(100):
+            fresh = longshore.local()
+            assert not hasattr(fresh, "name")
+            fresh.name = "taken"
+        connection.sendall(b"clean")
+
+    with Client(longshore_server(handler, strategy=strategy).url) as client:
+        assert client.recv_until_closed() == b"clean"

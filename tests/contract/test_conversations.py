@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from longshore import LengthPrefixed, Limits, Lines, MessageHandler, connect
+from longshore import BrokerLost, LengthPrefixed, Limits, Lines, MessageHandler, PeerClosed, ReadTimeout, connect
 from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
 from longshore.testing import Client, connected_pair
 from longshore.tls import TLSError
@@ -151,6 +151,23 @@ def test_many_clients_at_once_get_their_own_answers(together, serve):
     finally:
         for client in clients:
             client.close()
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionRefusedError, ReadTimeout, PeerClosed, BrokerLost], ids=lambda kind: kind.__name__
+)
+def test_trouble_with_somebody_else_is_the_handlers_failure_and_not_its_peers(shape, serve, error):
+    def answer(message: bytes, connection: Any) -> bytes:
+        raise error("the database has gone")
+
+    server = serve(shape, answer)
+    with Client(server.url) as client:
+        client.send(b"first\n")
+        assert client.recv_until_closed() == b""
+    closed = server.events.wait_for(ConnectionClosed)
+    assert closed.cause == "handler failed"
+    (failed,) = server.events.of(HandlerFailed)
+    assert (str(failed.error), failed.peer) == ("the database has gone", closed.peer)
 
 
 def test_an_exception_ends_its_own_connection_only(together, serve):
@@ -348,6 +365,23 @@ def test_broadcast_reaches_every_connection(together, serve):
     finally:
         for client in clients:
             client.close()
+
+
+def test_a_framing_of_ones_own_is_broadcast_even_if_it_is_not_hashable(longshore_server):
+    class Own:
+        __hash__ = None
+
+        def encode(self, message):
+            return Lines().encode(message)
+
+        def decoder(self):
+            return Lines().decoder()
+
+    server = longshore_server(lambda message, connection: message, framing=Own())
+    with Client(server.url) as client:
+        assert client.request(b"hello") == b"hello"
+        assert server.broadcast(b"news") == 1
+        assert client.recv_line() == b"news\n"
 
 
 @pytest.mark.parametrize("slow", ["drop", "close"])

@@ -59,6 +59,27 @@ def test_a_peer_has_no_more_connections_than_its_limit_and_others_have_theirs(to
     assert server.statistics().rejected == 1
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_who_came_before_there_was_a_limit_for_peers_is_counted_once_there_is_one(kind, longshore_server, tmp_path):
+    server = longshore_server(
+        echoed, "tcp://127.0.0.1:0" if kind == "tcp" else f"unix://{tmp_path}/early", framing=Lines()
+    )
+    with Client(server.url) as first, Client(server.url) as second:
+        for client in (first, second):
+            assert client.request(b"early") == b"early"
+        server.reconfigure(limits=Limits(max_connections_per_peer=2))
+        assert turned_away(server.url)
+        assert server.events.wait_for(ConnectionRejected).limit == "max_connections_per_peer"
+        first.close()
+        server.events.wait_for_count(ConnectionClosed, 1)
+        with Client(server.url) as third:
+            assert third.request(b"late") == b"late"
+            assert turned_away(server.url)
+        server.reconfigure(limits=Limits())
+        with Client(server.url) as fourth, Client(server.url) as fifth:
+            assert fourth.request(b"4") + fifth.request(b"5") == b"45"
+
+
 def test_a_peer_comes_no_faster_than_its_rate(together, serve, longshore_clock):
     server = serve(together, limits=Limits(connection_rate=3))
     clients = [Client(server.url) for _ in range(3)]
@@ -212,12 +233,14 @@ def test_a_message_that_comes_too_slowly_is_a_timeout(framed, serve, longshore_c
     assert "min_rate=100" in str(closed.error)
 
 
+def total_received(server):
+    return sum(session.traffic()[0] for session in tuple(server._admission.sessions))
+
+
 def received(server, count):
     pause = threading.Event()
     for _ in range(5000):
-        if sum(session.traffic()[0] for session in tuple(server._admission.sessions)) >= count or server.events.of(
-            ConnectionClosed
-        ):
+        if total_received(server) >= count or server.events.of(ConnectionClosed):
             return
         pause.wait(0.001)
     raise AssertionError(f"the server has not received {count} bytes")
@@ -431,6 +454,70 @@ def test_above_the_memory_budget_those_who_hold_the_most_are_ended(together, ser
         assert server.events.wait_for(LimitNear, lambda event: event.limit == "memory_budget").maximum == 102400
         assert good.request(b"still here") == b"still here"
     assert server.events.of(HandlerFailed) == []
+
+
+def test_at_the_memory_budget_nothing_more_is_taken_in_and_nobody_ends_as_long_as_that_helps(
+    longshore_server, longshore_clock
+):
+    began, may_go = threading.Semaphore(0), threading.Event()
+
+    def waits(message, connection):
+        if message == b"wait":
+            began.release()
+            may_go.wait()
+        return message
+
+    limits = Limits(memory_budget=100 * 1024, farewell=b"no memory\n")
+    server = longshore_server(waits, strategy="threads", framing=Lines(), limits=limits)
+
+    def in_turns():
+        for _ in range(2):
+            turned = threading.Event()
+            server.reactor.post(turned.set)
+            turned.wait()
+
+    with Client(server.url) as full, Client(server.url) as other, Client(server.url) as good:
+        for client, size in (full, 60), (other, 50):
+            client.send(b"wait\n")
+            assert began.acquire(timeout=10)
+            client.send(b"x" * (size * 1024 - 1) + b"\n")
+        assert good.request(b"hello") == b"hello"
+        received(server, 2 * 5 + 110 * 1024 + 6)
+        longshore_clock.advance(0.3)
+        assert server.events.wait_for(LimitNear).limit == "memory_budget"
+        assert turned_away(server.url, farewell=b"no memory\n")
+        assert server.events.wait_for(ConnectionRejected).limit == "memory_budget"
+        before = total_received(server)
+        other.send(b"last\n")
+        in_turns()
+        assert total_received(server) == before
+        assert good.request(b"still here") == b"still here"
+        may_go.set()
+        for client, size in (full, 60), (other, 50):
+            assert client.recv_line() == b"wait\n"
+            assert len(client.recv_line()) == size * 1024
+        longshore_clock.advance(0.3)
+        assert other.recv_line() == b"last\n"
+        with Client(server.url) as late:
+            assert late.request(b"me too") == b"me too"
+    assert [event.cause for event in server.events.of(ConnectionClosed)].count("limit") == 0
+
+
+def test_output_that_is_not_taken_is_told_of_once_it_comes_near_its_limit(together, serve):
+    if together.blocks and together.kind == "function" and together.strategy != "processes":
+        pytest.skip("what such a handler sends is the kernel's, or it waits")
+    server = serve(together, limits=Limits(max_pending_bytes=256 * 1024), timeouts=Timeouts(write=None))
+    with Client(server.url, receive_buffer=4096) as deaf:
+        assert deaf.request(b"hello") == b"hello"
+        deaf.stall()
+        while not server.events.of(LimitNear):
+            server.broadcast(b"x" * 60_000)
+        assert server.events.of(LimitNear)[0].limit == "max_pending_bytes"
+        for _ in range(50):
+            server.broadcast(b"x" * 60_000)
+        (near,) = server.events.of(LimitNear)
+        assert near.value >= 0.8 * near.maximum == 0.8 * 256 * 1024
+        deaf.reset()
 
 
 @pytest.mark.parametrize("strategy", ["threads", "processes"])

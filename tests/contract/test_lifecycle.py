@@ -573,3 +573,11 @@ def test_a_handler_that_blocks_for_ever_does_not_keep_whoever_stops_the_server(s
             release.set()
         assert report.abandoned == (f"{server.handler.name}, which blocks the reactor",)
         server.wait_stopped()
+
+
+def test_message_handlers_on_the_reactor_see_the_context_that_the_server_was_made_in(longshore_server):
+    name = contextvars.ContextVar("name", default="nobody")
+    name.set("the program")
+    server = longshore_server(lambda message, connection: name.get().encode(), framing=Lines())
+    with Client(server.url) as client:
+        assert client.request(b"who am I?") == b"the program"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import socketserver
 import threading
 from typing import Any
@@ -33,10 +34,11 @@ def reactor(request, monkeypatch):
     return request.param
 
 
-def talk(handler: Any, data: bytes, **options: Any) -> bytes:
+def talk(handler: Any, data: bytes, *, half_closes: bool = True, **options: Any) -> bytes:
     with running_server(handler, **options) as server, Client(server.url) as client:
         client.send(data)
-        client.half_close()
+        if half_closes:
+            client.half_close()
         return client.recv_until_closed()
 
 
@@ -67,6 +69,53 @@ def test_a_wait_that_is_given_up_takes_nothing():
         assert client.recv(6) == b"go on\n"
         client.send(b"you\n")
         assert client.recv_until_closed() == b"heard you\n"
+
+
+def test_a_task_is_told_why_its_wait_is_cancelled():
+    async def handler(connection: Any) -> None:
+        task = asyncio.create_task(connection.readline())
+        await asyncio.sleep(0)
+        assert task.cancel("enough")
+        try:
+            await task
+        except asyncio.CancelledError as error:
+            await connection.sendall(f"{error.args} {task.cancelled()}".encode())
+
+    assert talk(handler, b"", half_closes=False) == b"('enough',) True"
+
+
+def test_a_wait_that_is_over_before_its_task_is_cancelled_ends_as_the_cancelled_one():
+    async def handler(connection: Any) -> None:
+        task = asyncio.create_task(connection.readline())
+        await asyncio.sleep(0)
+        stream = connection._link.stream
+        stream.input.feed(b"line\n")
+        stream.wake()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await connection.sendall(await connection.readline())
+
+    assert talk(handler, b"", half_closes=False) == b"line\n"
+
+
+def test_a_task_goes_on_in_the_context_in_which_it_waited():
+    tone = contextvars.ContextVar("tone", default=b"none")
+
+    async def answer(connection: Any) -> bytes:
+        tone.set(await connection.readline())
+        await connection.sendall(b"go on\n")
+        return await connection.readline() + tone.get()
+
+    async def handler(connection: Any) -> None:
+        line = await asyncio.create_task(answer(connection))
+        await connection.sendall(line + tone.get())
+
+    with running_server(handler) as server, Client(server.url) as client:
+        client.send(b"soft\n")
+        assert client.recv_line() == b"go on\n"
+        client.send(b"spoken\n")
+        assert client.recv_until_closed() == b"spoken\nsoft\nnone"
 
 
 def test_what_was_never_awaited_takes_nothing():

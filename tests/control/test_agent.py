@@ -333,6 +333,23 @@ def test_figures_are_read_without_asking_and_tell_how_connections_ended(agent_of
     assert total["connection_seconds"].count == 3
 
 
+def test_a_native_reactor_tells_how_long_messages_took_and_of_the_servers_only(agent_of):
+    region = Region(COUNTERS, GAUGES, HISTOGRAMS)
+    meter = Meter(region.column(region.take_slot(1)))
+    server = Server(shout, "tcp://127.0.0.1:0", framing=Lines())
+    ask = agent_of(server, meter)
+    with server:
+        native = server.reactor.name == "native"
+        with connect(server.addresses[0], framing=Lines()) as client:
+            for _ in range(3):
+                assert client.request(b"hello") == b"HELLO"
+        for _ in range(5):
+            ask("status")
+    found = SharedCounters(region).total()["message_seconds"]
+    assert found.count == (3 if native else 0)
+    assert 0 < found.sum < 10 or not native
+
+
 def test_json_lines_are_all_that_is_said(agent_of):
     server = Server(echo, "tcp://127.0.0.1:0", strategy="green")
     ask = agent_of(server)

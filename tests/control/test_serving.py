@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -33,8 +34,8 @@ def echo(connection):
 class Watched:
     """A server in processes of its own, with both doors; entered once it serves."""
 
-    def __init__(self, folder, *words, **variables):
-        (folder / "echo.py").write_text(ECHO)
+    def __init__(self, folder, *words, source=ECHO, **variables):
+        (folder / "echo.py").write_text(source)
         self.folder = folder
         self.path = str(folder / "control.sock")
         command = [sys.executable, "-m", "longshore", "serve", "echo.py", "--bind", "tcp://127.0.0.1:0"]
@@ -148,6 +149,34 @@ def test_counters_do_not_go_back_over_reload_and_sigkill(tmp_path):
         assert server.samples()["longshore_connection_duration_seconds_count",] == 15
 
 
+def test_the_pools_of_all_workers_and_their_broker_are_counted(tmp_path):
+    source = (
+        "from longshore.shared import Counter\n"
+        "def work(connection):\n"
+        "    for number in iter(connection.readline, b''):\n"
+        "        future = connection.server.pool.submit(int, number)\n"
+        "        connection.sendall(repr(future.exception() or Counter('seen').add()).encode() + b'\\n')\n"
+    )
+    with Watched(tmp_path, "--workers", "2", "--pool", "2", source=source) as server:
+        server.serving(2)
+        for numbers in ((b"1", b"x"), (b"2", b"y"), (b"3",), (b"4",)):
+            with connect(server.url) as client:
+                for number in numbers:
+                    client.sendall(number + b"\n")
+                    client.readline()
+        name = "longshore_pool_tasks_total"
+        samples = server.until(server.samples, lambda found: found[name, ("outcome", "failed")] == 2)
+        assert samples[name, ("outcome", "done")] == 4
+        assert samples[name, ("outcome", "cancelled")] == 0
+        assert sum(samples["longshore_pool_processes", ("worker", str(each))] for each in (1, 2)) in (1, 2)
+        assert samples["longshore_pool_tasks_running", ("worker", "1")] == 0
+        assert samples["longshore_broker_names",] == 1
+        assert samples["longshore_broker_requests_total",] >= 4
+        assert samples["longshore_broker_waiting",] == 0
+        # Who looks is no client.
+        assert samples["longshore_broker_clients",] == server.samples()["longshore_broker_clients",]
+
+
 def test_ready_is_off_while_it_drains_and_metrics_are_still_there(tmp_path):
     with Watched(tmp_path, "--workers", "2") as server, connect(server.url) as client:
         server.until(lambda: server.page("/ready")[0], lambda status: status == 200)
@@ -194,6 +223,25 @@ def test_a_reload_that_fails_is_told_to_who_asked_and_the_old_workers_go_on(tmp_
             server.ask("reload")
         assert call(server.url) == b"hello"
         server.until(lambda: server.page("/ready")[0], lambda status: status == 200)
+
+
+def test_who_waits_for_a_reload_at_a_terminal_sees_how_far_it_is(tmp_path):
+    source = f"import os, time\nwhile os.path.exists({str(tmp_path / 'wait')!r}):\n    time.sleep(0.01)\n{ECHO}"
+    with Watched(tmp_path, "--workers", "2", source=source) as server:
+        server.serving(2)
+        (tmp_path / "wait").touch()
+        pid, terminal = pty.fork()
+        if pid == 0:
+            words = [sys.executable, "-m", "longshore", "ctl", "--control", server.path, "reload"]
+            os.execve(words[0], words, os.environ | {"PYTHONPATH": str(SOURCE)})
+        text = b""
+        while b"0 of 2 new workers serve" not in text:
+            text += os.read(terminal, 1000)
+        (tmp_path / "wait").unlink()
+        while b"reloaded: new workers serve" not in text:
+            text += os.read(terminal, 1000)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        os.close(terminal)
 
 
 def test_what_is_set_by_hand_holds_for_a_worker_that_takes_anothers_place_and_ends_with_a_reload(tmp_path):

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -268,3 +269,39 @@ def test_the_rate_limiter_counts_for_all_processes_together(tmp_path, place):
 def test_every_example_is_run_here():
     text = Path(__file__).read_text()
     assert [path.name for path in EXAMPLES.glob("*.py") if path.name not in text] == []
+
+
+def of_the_container(instruction: str, port: str, pages: str) -> list[str]:
+    """The words of an instruction of the Containerfile, as they are run here: this Python, on free ports."""
+    text = (EXAMPLES / "container/Containerfile").read_text().replace("\\\n", "")
+    (found,) = re.findall(rf"^{instruction} (\[.*\])$", text, re.MULTILINE)
+    words = json.loads(found.replace("0.0.0.0", "127.0.0.1").replace(":9100", f":{pages}"))
+    words = [word.replace("tcp://:5000", f"tcp://127.0.0.1:{port}") for word in words]
+    if words[0] == "/opt/app/bin/longshore":
+        return [sys.executable, "-m", "longshore", *words[1:]]
+    return [sys.executable if word == "/opt/app/bin/python" else word for word in words]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs a process namespace")
+def test_what_the_image_runs_serves_as_process_1_is_healthy_and_drains_when_it_is_told_to():
+    words = [*of_the_container("ENTRYPOINT", "0", "0"), *of_the_container("CMD", "0", "0")]
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+    process = subprocess.Popen([*unshare, *words], cwd=EXAMPLES, stderr=subprocess.PIPE, text=True, env=environment())
+    try:
+        serves = re.search(r"serving Echo on tcp://127\.0\.0\.1:(\d+)", process.stderr.readline())
+        while not (watched := re.search(r"http://127\.0\.0\.1:(\d+)/metrics", process.stderr.readline())):
+            pass
+        port, pages = serves[1], watched[1]
+        healthy = subprocess.run(of_the_container("HEALTHCHECK --interval=10s CMD", port, pages), timeout=SECONDS)
+        assert healthy.returncode == 0
+        with socket.create_connection(("127.0.0.1", int(port)), SECONDS) as sock:
+            sock.sendall(b"ahoy\n")
+            assert sock.recv(100) == b"ahoy\n"
+        # As an engine does it, which knows the process by its number outside.
+        (init,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(init), signal.SIGTERM)
+        process.communicate(timeout=SECONDS)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-__all__ = ("PATIENCE", "gone", "local_only", "running_cluster", "text_of")
+__all__ = ("PATIENCE", "gone", "local_only", "running_cluster", "text_of", "wait_for")
 
 #: Seconds that anything here may take.
 PATIENCE = 15
@@ -46,6 +46,15 @@ def running_cluster(folder, workers):
         finally:
             process.stdin.close()
             process.wait(20)
+
+
+def wait_for(function):
+    """What a function returns, once that is something."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := function()):
+        assert time.monotonic() < deadline, f"{function} gives {found!r}"
+        time.sleep(0.001)
+    return found
 
 
 def text_of(path):

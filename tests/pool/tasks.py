@@ -172,6 +172,11 @@ def result_of(size):
     return b"x" * size
 
 
+def result_of_when(size, path):
+    wait_for(path)
+    return b"x" * size
+
+
 def print_lots(count):
     for number in range(count):
         print("x" * 1000, number)

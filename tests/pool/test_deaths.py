@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
+import threading
 
 import pytest
 
 from longshore import WorkerDied
 from pool import tasks
 from pool.killing import kill_inside, kill_outside
-from pool.places import PATIENCE, gone, local_only, text_of
+from pool.places import PATIENCE, gone, local_only, text_of, wait_for
 
 MIB = 1 << 20
 
@@ -102,6 +105,29 @@ def test_of_a_thousand_tasks_just_those_fail_whose_process_was_killed(make_pool)
 @local_only
 def test_kills_from_outside_at_any_moment_cost_at_most_one_task_each(make_pool):
     kill_outside(make_pool(2), 0)
+
+
+@local_only
+def test_an_answer_that_was_sent_before_its_process_died_counts_also_if_the_death_is_heard_of_first(
+    make_pool, tmp_path
+):
+    def arrived(sock):
+        return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    pool = make_pool(1)
+    go = threading.Event()
+    future = pool.submit(tasks.result_of_when, 100_000, str(tmp_path / "go"))
+    (pid,) = wait_for(pool._backend.pids)
+    nursery = wait_for(lambda: pool._backend._nursery.is_proven and pool._backend._nursery)
+    (member,) = pool._backend._all.values()
+    # While the pool's thread does not look the process answers, in more than is read at once, and dies.
+    pool._backend._reactor.post(go.wait, PATIENCE)
+    (tmp_path / "go").touch()
+    wait_for(lambda: arrived(member.sock) > 100_000)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: arrived(nursery.control))
+    go.set()
+    assert future.result(PATIENCE) == b"x" * 100_000
 
 
 @local_only

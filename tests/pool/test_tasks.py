@@ -6,6 +6,7 @@ import concurrent.futures
 import functools
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 
 from longshore import ConfigError, LimitExceeded, Timeout, WorkerDied
 from longshore.shared import Pool
-from longshore.shared.pool import PoolClosed, Unpicklable
+from longshore.shared.pool import PoolClosed, Unpicklable, local
 from longshore.testing import no_leaks
 from pool import tasks
 from pool.places import PATIENCE, gone, local_only, text_of
@@ -82,6 +83,8 @@ def test_a_function_that_has_no_name_cannot_be_sent(make_pool):
 
 def test_a_task_past_its_time_is_killed_and_its_future_says_so(make_pool, tmp_path):
     pool = make_pool(1)
+    # The process that it starts in has imported its module, so that all of its time is its own.
+    assert pool.submit(tasks.square, 2).result(PATIENCE) == 4
     began = time.monotonic()
     future = pool.submit(tasks.ignore_signals_and_sleep, str(tmp_path / "pid"), timeout=0.5)
     with pytest.raises(TimeoutError, match=r"0\.5 s after its start") as caught:
@@ -157,6 +160,31 @@ def test_shutdown_can_cancel_what_has_not_started(make_pool, tmp_path):
     pool.shutdown()
     assert first.result(0)
     assert all(future.cancelled() for future in others)
+
+
+@local_only
+def test_a_task_that_runs_when_its_pool_is_shut_down_has_all_its_time(make_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "PATIENCE", 0.01)
+    pool = make_pool(1)
+    future = pool.submit(tasks.say_and_wait, str(tmp_path / "began"), str(tmp_path / "go"))
+    text_of(tmp_path / "began")
+    pool.shutdown(wait=False)
+    # Longer than a process without a task is given.
+    passed = threading.Event()
+    pool._backend._reactor.post(pool._backend._reactor.call_later, 0.05, passed.set)
+    assert passed.wait(PATIENCE)
+    (tmp_path / "go").touch()
+    assert future.result(PATIENCE)
+
+
+@local_only
+def test_a_process_that_does_not_end_by_itself_is_killed_when_its_pool_is_shut_down(make_pool, monkeypatch):
+    monkeypatch.setattr(local, "PATIENCE", 0.01)
+    pool = make_pool(1)
+    pid = pool.submit(tasks.pid).result(PATIENCE)
+    os.kill(pid, signal.SIGSTOP)
+    pool.shutdown()
+    gone(pid)
 
 
 @local_only
@@ -302,6 +330,18 @@ def test_a_task_that_outgrows_its_memory_is_the_only_one_lost(make_pool):
     with pytest.raises(LimitExceeded):
         pool.submit(tasks.result_of, 60 << 20).result(PATIENCE)
     assert pool.submit(tasks.grow, 16 << 20).result(PATIENCE) == 16 << 20
+    assert pool.statistics().died == 0
+
+
+@local_only
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's RLIMIT_DATA")
+def test_a_tasks_limit_of_memory_ends_with_it(make_pool):
+    pool = make_pool(1, max_task_memory=16 << 20)
+    pid = pool.submit(tasks.pid).result(PATIENCE)
+    # It is received under nobody's limit, or its process would die of it; it is too much for its own.
+    with pytest.raises(LimitExceeded, match="its arguments"):
+        pool.submit(len, b"x" * (20 << 20)).result(PATIENCE)
+    gone(pid)
     assert pool.statistics().died == 0
 
 

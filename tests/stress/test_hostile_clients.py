@@ -1,7 +1,8 @@
 """Clients that mean no good, thousands of them: the good ones' answers stay quick, and memory stays bounded.
 
 A short part of this is in `tests/contract/test_hostile_clients.py`; this is for `make stress`.  Each test prints its
-figures.  The quiet run before an attack is on the same server; a p99 below `FLOOR` is no delay that anybody notices.
+figures.  The quiet runs before and after an attack are on the same server, two of them, as the machine may have other
+work to do; a p99 below `FLOOR` is no delay that anybody notices.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ SECONDS = 8.0
 
 
 def compared(name, server, kind, count, *, growth, **options):
-    """Measure in quiet and under attack, print both, and judge."""
-    quiet = measured(server.url, SECONDS, **options)
-    before = server.memory
+    """Measure in quiet, under attack and in quiet again, print all, and judge by the worse of the quiet ones."""
+    before = measured(server.url, SECONDS / 2, **options)
+    memory = server.memory
     with attacked(kind, server.port, count) as attack:
         noisy = measured(server.url, SECONDS, **options)
-        grown = server.memory - before
+        grown = server.memory - memory
         statistics = server.statistics()
     report = attack.end()
-    print(f"\n{name}: quiet {quiet}\n{' ' * len(name)}  under attack {noisy}, {grown / MIB:+.1f} MiB")
+    after = measured(server.url, SECONDS / 2, **options)
+    print(f"\n{name}: quiet {before}\n{' ' * len(name)}  under attack {noisy}, {grown / MIB:+.1f} MiB")
+    print(f"{' ' * len(name)}  quiet again {after}")
     print(f"{' ' * len(name)}  attackers: {report}; ended by {statistics['causes']}")
-    assert noisy.p99 <= max(FACTOR * quiet.p99, FLOOR)
+    assert noisy.p99 <= max(FACTOR * before.p99, FACTOR * after.p99, FLOOR)
     assert grown <= growth
     assert statistics["failed"] == 0
     return statistics
@@ -55,7 +58,7 @@ def test_clients_that_never_read(strategy, kind):
 @pytest.mark.parametrize(("strategy", "kind"), [("reactor", "message"), ("threads", "function")])
 def test_a_flood_of_connections_from_one_address(strategy, kind):
     with served(strategy=strategy, kind=kind, limits={"connection_rate": 50}) as server:
-        statistics = compared(f"flood, {strategy}", server, "flood", 1, growth=32 * MIB)
+        statistics = compared(f"flood, {strategy}", server, "flood", 20_000, growth=32 * MIB)
     assert statistics["causes"].get("connection_rate", 0) > 1000
 
 

@@ -10,8 +10,11 @@ import statistics
 import time
 from collections import Counter
 
+import pytest
+
 from tests.supervisor.conftest import WHO, alive, app, service, wait_for  # noqa: F401
 from tests.supervisor.swarm import Swarm
+from tests.supervisor.test_clock import APP, BOUNDS, YEAR, clock, turn_clock  # noqa: F401
 from tests.supervisor.test_under_load import kill_under_load, reload_under_load, renew_under_load, renewable  # noqa: F401
 
 CLIENTS = 100
@@ -69,6 +72,64 @@ def test_a_stopped_worker_is_replaced_while_the_others_serve(service):  # noqa: 
     print(f"\nSIGSTOP: replaced after {seconds:.2f} s (heartbeat 2 s), {swarm.answers} answers, {dict(swarm.failures)}")
     assert seconds < 6
     assert set(swarm.failures) <= {"ConnectionResetError"}
+
+
+def test_a_worker_that_is_stopped_for_less_than_its_heartbeat_goes_on_and_loses_nothing(service):  # noqa: F811
+    server = service("--workers", "2", "--worker-heartbeat", "20")
+    workers = server.workers()
+    with Swarm(server.port, CLIENTS) as swarm:
+        swarm.wait_for(200)
+        os.kill(workers[0], signal.SIGSTOP)
+        try:
+            # Whom the stopped one has accepted waits; so does, in the end, every client.
+            swarm.wait_for(200)
+            time.sleep(2)
+        finally:
+            os.kill(workers[0], signal.SIGCONT)
+        swarm.wait_for(500)
+    print(f"\nSIGSTOP and SIGCONT: {swarm.answers} answers, slowest {swarm.slowest:.2f} s, {dict(swarm.failures)}")
+    assert swarm.failures == {}
+    assert server.workers() == workers
+
+
+def test_a_service_that_was_stopped_as_a_whole_goes_on_with_the_same_workers(service):  # noqa: F811
+    server = service("--workers", "2", "--worker-heartbeat", "2")
+    workers = server.workers()
+    everybody = [server.pid, *workers]
+    with Swarm(server.port, 20) as swarm:
+        swarm.wait_for(100)
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        # As a machine that sleeps, or a container that is frozen.
+        time.sleep(5)
+        before = cpu_seconds(server.pid)
+        for pid in everybody:
+            os.kill(pid, signal.SIGCONT)
+        swarm.wait_for(500)
+        time.sleep(2)
+        used = cpu_seconds(server.pid) - before
+    print(
+        f"\nfrozen for 5 s (heartbeat 2 s): {swarm.answers} answers, {dict(swarm.failures)}, {used:.2f} s of CPU after"
+    )
+    assert swarm.failures == {}
+    assert server.workers() == workers
+    assert used < 0.5
+
+
+@pytest.mark.parametrize("strategy", ["reactor", "green", "threads", "async"])
+def test_a_clock_that_is_set_again_and_again_changes_nothing(strategy, service, app, clock):  # noqa: F811
+    variables, turn = clock
+    (app / "app.py").write_text(
+        APP + "def reply(message, connection):\n"
+        "    return b'%d %s' % (time.time() if message == b'time' else os.getpid(), message)\n"
+        "async def later(message, connection):\n    return reply(message, connection)\n"
+    )
+    target = {"reactor": "app.py:reply", "async": "app.py:later"}.get(strategy, "app.py:who")
+    options = ["--workers", "2", "--strategy", strategy, *BOUNDS, "--framing", "lines"]
+    server = service(*options, target=target, **variables)
+    jumps = (YEAR, -YEAR, 0, 10 * YEAR, -20 * YEAR, 0)
+    answers = turn_clock(server, turn, jumps, CLIENTS)
+    print(f"\nthe clock set {len(jumps)} times by years, {strategy}: {answers} answers to {CLIENTS} clients, none lost")
 
 
 def test_10000_long_lived_connections_spread_within_20_percent(service, app):  # noqa: F811

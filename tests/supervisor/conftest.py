@@ -113,7 +113,11 @@ class Service:
         return status
 
     def __enter__(self):
-        self.line(r"^longshore: serving ")
+        try:
+            self.line(r"^longshore: serving ")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_exc):

@@ -18,8 +18,8 @@ class Swarm:
         shown: handshakes with each certificate (DER), where there is TLS.
     """
 
-    def __init__(self, port, count, requests=1, context=None):
-        self._address = ("127.0.0.1", port)
+    def __init__(self, port, count, requests=1, context=None, host="127.0.0.1"):
+        self._address = (host, port)
         self._context = context
         self._requests = requests
         self._over = threading.Event()

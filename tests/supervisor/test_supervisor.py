@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 
 import pytest
 
 from longshore import ConfigError, Server, Workers, serve
-from tests.supervisor.conftest import WHO, alive, wait_for
+from tests.supervisor.conftest import COMMAND, WHO, alive, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +94,27 @@ def test_a_reload_serves_the_new_code_and_lets_the_old_finish(service, app):
             assert b" new hello" in peer.file.readline()
         assert old.file.readline() == b"", "what waits for input is closed by the drain"
     wait_for(lambda: not alive(before) and len(server.workers()) == 2)
+
+
+@pytest.mark.parametrize("target", ["app.py", "app:who"], ids=["a file", "a module"])
+def test_a_reload_follows_the_link_to_another_release(service, app, target):
+    for release in ("1", "2"):
+        (app / release).mkdir()
+        (app / release / "app.py").write_text("from own import NAME\n" + WHO.replace("%d %s", "%d " + release + " %s"))
+        (app / release / "own.py").write_text("NAME = 1\n")
+    link = app / "current"
+    link.symlink_to("1")
+    # A shell says by PWD what it has entered.
+    words = " ".join([*COMMAND, target, "--bind", "tcp://127.0.0.1:0", "--pid-file", str(app / "run.pid")])
+    server = service(command=["/bin/sh", "-c", f"cd {link} && exec {words}"])
+    link.unlink()
+    link.symlink_to("2")
+    shutil.rmtree(app / "1")
+    server.send(signal.SIGHUP)
+    server.line("reloaded")
+    with server.connect() as peer:
+        peer.sock.sendall(b"hello\n")
+        assert peer.file.readline().endswith(b" 2 hello\n")
 
 
 def test_a_reload_that_fails_keeps_the_old_workers_and_says_why(service, app):

@@ -34,7 +34,9 @@ def test_an_upgrade_serves_on_the_same_sockets_from_a_new_program(service, app, 
     url = server.url
     with server.connect() as old:
         before = old.ask()
-        (app / "app.py").write_text(WHO.replace("%d %s", "%d new %s"))
+        # Its broker is its own, too: that of before ends with the program of before.
+        counting = WHO.replace("%d %s", "%d new %d %s").replace("os.getpid(), ", "os.getpid(), Counter('n').add(), ")
+        (app / "app.py").write_text("from longshore.shared import Counter\n" + counting)
         server.send(signal.SIGUSR2)
         new = int(server.line(r"starts again as process (\d+)").group(1))
         ended.append(new)
@@ -45,7 +47,7 @@ def test_an_upgrade_serves_on_the_same_sockets_from_a_new_program(service, app, 
     assert int((app / "run.pid").read_text()) == new
     with server.connect() as peer:
         peer.sock.sendall(b"hello\n")
-        assert b" new hello" in peer.file.readline()
+        assert b" new 1 hello" in peer.file.readline()
     assert path.stat().st_ino == inode
     os.kill(new, signal.SIGTERM)
     wait_for(lambda: not alive(new))

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from longshore.config import TLS, Limits, Proxy, Timeouts
+from longshore.config import TLS, Limits, Proxy, Timeouts, Workers
 from longshore.errors import ConfigError
 from longshore.settings import Config, options
 
@@ -29,6 +29,14 @@ def test_nothing_given_is_the_code_s_own_default():
     assert load().limits == Limits()
     assert load().timeouts == Timeouts()
     assert load().tls is None
+
+
+def test_fields_stand_in_the_order_in_which_they_were_promised():
+    promised = {TLS: "certfile keyfile client_ca minimum alpn context", Proxy: "trusted"}
+    promised[Workers] = "count max_age max_connections max_memory jitter heartbeat user group"
+    promised[Timeouts] = "handshake first_byte idle write drain lifetime linger blocked min_rate"
+    for owner, names in promised.items():
+        assert [item.name for item in fields(owner)][: len(names.split())] == names.split()
 
 
 def test_every_field_that_a_text_can_spell_is_an_option():

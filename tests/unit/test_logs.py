@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import traceback
 
 import pytest
 
@@ -20,6 +21,11 @@ def raised(error):
         raise error
     except type(error) as caught:
         return caught
+
+
+def test_a_traceback_ends_with_what_to_do():
+    shown = traceback.format_exception(raised(ConfigError("no port", hint="Take one.")))
+    assert "".join(shown).endswith("longshore.errors.ConfigError: no port\nhint: Take one.\n")
 
 
 STARTED = events.ServerStarted(

@@ -59,7 +59,6 @@ def test_who_is_in_both_lists_stays_out():
 def test_a_peer_gate_counts_each_peer_and_forgets_who_is_gone():
     gate = PeerGate("places", 2)
     assert [gate.enter(FIRST) for _ in range(3)] == [True, True, False]
-    assert gate.full(FIRST)
     assert gate.enter(SECOND)
     for key in (FIRST, FIRST, SECOND):
         gate.leave(key)
@@ -126,12 +125,16 @@ def test_peers_that_are_long_gone_are_forgotten_as_others_come():
 
 
 def test_a_policy_counts_again_what_it_has_let_in_when_its_limits_change():
-    policy = Policy(Limits(), print)
+    present = [None]
+    policy = Policy(Limits(), print, lambda: present)
     assert policy.enter(FIRST, 0.0) is None
+    present.append(FIRST)
+    assert policy.known == 0
     policy.reconfigure(Limits(max_connections_per_peer=1))
     assert policy.enter(FIRST, 0.0) == "max_connections_per_peer"
     policy.leave(FIRST)
     assert policy.enter(FIRST, 0.0) is None
+    policy.reconfigure(Limits())
     policy.leave(FIRST)
     assert policy.known == 0
 

@@ -58,3 +58,18 @@ def test_an_observer_that_fails_is_logged_and_harms_no_other(caplog):
     (record,) = caplog.records
     assert "observer" in record.getMessage()
     assert "broken observer" in str(record.exc_info[1])
+
+
+def test_who_wants_some_kinds_of_events_hears_of_those_and_the_others_are_nobodys(caplog):
+    subscribers = Subscribers()
+    seen = []
+    leave = subscribers.add(seen.append, ConnectionRejected)
+    assert subscribers.wants(ConnectionRejected)
+    assert not subscribers.wants(ConnectionClosed)
+    subscribers.emit(REJECTED)
+    subscribers.emit(CLOSED)
+    assert seen == [REJECTED]
+    subscribers.emit(FAILED)
+    assert [record.getMessage() for record in caplog.records] == ["Echo failed for 127.0.0.1:5"]
+    leave()
+    assert not subscribers.wants(ConnectionRejected)

@@ -26,6 +26,8 @@ pub struct Counters {
     pub overdue: u64,
     /// From reading to having handled and answered: batches of messages by the time they took.
     pub latency: [u64; HISTOGRAM],
+    /// The sum of those times, in microseconds.
+    pub taken: u64,
 }
 
 impl Counters {
@@ -33,6 +35,7 @@ impl Counters {
     #[inline]
     pub fn took(&mut self, seconds: f64) {
         let microseconds = (seconds * 1e6) as u64;
+        self.taken += microseconds;
         let bucket = (64 - microseconds.leading_zeros()) as usize;
         self.latency[bucket.min(HISTOGRAM - 1)] += 1;
     }
@@ -49,6 +52,7 @@ mod tests {
         counters.took(0.000_003);
         counters.took(0.000_004);
         counters.took(3600.0);
+        assert_eq!(counters.taken, 3_600_000_007);
         assert_eq!(counters.latency[0], 1);
         assert_eq!(counters.latency[2], 1);
         assert_eq!(counters.latency[3], 1);

@@ -75,6 +75,8 @@ pub struct Options {
 pub struct Effects {
     /// Pending output fell to where writing may go on.
     pub drained: bool,
+    /// Pending output has come near its limit, for the first time since it was last far below.
+    pub near: bool,
     /// The stream is gone: close its descriptor, and tell.
     pub finished: bool,
     /// The error that ended it, unless it was ending already.
@@ -85,13 +87,14 @@ impl Effects {
     /// Whether there is nothing to tell.
     #[inline]
     pub fn is_empty(self) -> bool {
-        !self.drained && !self.finished && self.error.is_none()
+        !self.drained && !self.near && !self.finished && self.error.is_none()
     }
 
     /// Both.
     pub fn and(self, other: Effects) -> Effects {
         Effects {
             drained: self.drained || other.drained,
+            near: self.near || other.near,
             finished: self.finished || other.finished,
             error: self.error.or(other.error),
         }
@@ -155,6 +158,10 @@ pub struct Stream {
     pub telling: bool,
     /// Whether replies are only gathered, until `uncork`.
     pub(super) corked: bool,
+    /// Whether nothing is read for now, whoever wants it.
+    pub(super) held: bool,
+    /// Whether it was said that pending output is near its limit.
+    near: bool,
     pub(super) write_ended: bool,
     /// Whether the end of our side was sent.
     shut: bool,
@@ -205,6 +212,8 @@ impl Stream {
             coalescing: false,
             telling: false,
             corked: false,
+            held: false,
+            near: false,
             write_ended: false,
             shut: false,
             dropped: 0,
@@ -258,6 +267,7 @@ impl Stream {
                 if !self.input.unread() {
                     self.watch.whole();
                 }
+                self.arm(kit, token);
             } else {
                 self.watch.waiting = false;
             }
@@ -302,6 +312,10 @@ impl Stream {
             kit.counters.received += count as u64;
             self.watch.received(count, now);
             self.owing = true;
+            if self.timeouts.min_rate > 0.0 {
+                // A message has begun, and with it a time in which it has to come.
+                self.arm(kit, token);
+            }
         } else {
             self.input.ended = true;
         }
@@ -392,16 +406,27 @@ impl Stream {
             effects.drained = before > half && half >= left || left == 0 && (self.blocked || self.telling);
             self.blocked = left > 0;
             if left > 0 {
+                effects.near = self.comes_near(left);
                 self.watch.output(now);
                 self.keep_what_is_left(kit);
                 self.arm(kit, token);
             } else {
+                self.near = false;
                 self.wire_start = 0;
                 kit.pool.give(std::mem::take(&mut self.wire));
             }
         }
         self.update(kit, token);
         effects.and(self.output_sent(kit))
+    }
+
+    /// Whether so much pending is to be told of: at 80 % of the limit, and again once it was below 60 %.
+    fn comes_near(&mut self, left: usize) -> bool {
+        let share = |percent: usize| self.max_pending / 100 * percent + self.max_pending % 100 * percent / 100;
+        let (near, calm) = (share(80), share(60));
+        let told = self.near;
+        self.near = left >= near || told && left >= calm;
+        self.near && !told
     }
 
     fn keep_what_is_left<T>(&mut self, kit: &mut Kit<'_, T>) {
@@ -502,6 +527,7 @@ impl Stream {
             State::Closing => self.lingers(),
             State::Open => {
                 !self.input.ended
+                    && !self.held
                     && (self.hungry || self.input.size() < CHUNK.min(self.max_pending))
                     && self.wire.len() - self.wire_start <= self.max_pending
             }
@@ -524,7 +550,8 @@ impl Stream {
             }
             self.interest = events;
         }
-        if self.hungry || pending || self.state != State::Open {
+        // While it is open, bytes move deadlines later only; what brings one nearer arms the timer itself.
+        if self.state != State::Open {
             self.arm(kit, token);
         }
     }

@@ -118,6 +118,14 @@ impl<T> Engine<T> {
         self.stream(token).map_or(0, |stream| stream.interest & events)
     }
 
+    /// Read nothing for now, or read again as before.
+    pub fn hold(&mut self, token: Token, held: bool) {
+        self.with(token, |stream, kit| {
+            stream.held = held;
+            stream.update(kit, token);
+        });
+    }
+
     /// Read once.
     #[inline]
     pub fn read(&mut self, token: Token, now: f64) -> Read {

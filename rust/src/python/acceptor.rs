@@ -42,8 +42,9 @@ impl Accepting {
         let address = address_of(py, peer.name())?;
         let make =
             SOCKET.get_or_try_init(py, || Ok::<_, PyErr>(py.import("socket")?.getattr("socket")?.unbind()))?.bind(py);
-        let made = make.call1((self.family, self.kind, self.protocol, socket.into_raw_fd()))?;
-        made.call_method1(intern!(py, "setblocking"), (false,))?;
+        // The kind says that the socket does not block, so the object need not ask the system to make it so again.
+        let kind = self.kind | libc::SOCK_NONBLOCK;
+        let made = make.call1((self.family, kind, self.protocol, socket.into_raw_fd()))?;
         Ok((made, address))
     }
 }

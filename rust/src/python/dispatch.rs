@@ -308,7 +308,9 @@ impl Stream {
         let py = slf.py();
         let me = slf.get();
         let now = me.reactor().time(py)?;
+        let is_systems = me.reactor().clock.is_none();
         me.with(py, |core| {
+            core.latest = is_systems.then_some(now);
             if handled {
                 core.engine.counters.took(now - began);
             }

@@ -113,7 +113,7 @@ impl Framing {
     }
 }
 
-/// The lines that have come: it ends where the next one has not, or where the stream has ended.
+/// The lines that have come: it ends where the next one has not, and goes on from there when that came.
 #[pyclass(frozen, module = "longshore._native")]
 pub struct Lines {
     stream: Py<Stream>,
@@ -130,6 +130,13 @@ impl Lines {
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
         self.stream.get().next_line(py, self.limit)
     }
+}
+
+/// How many bytes are asked for.
+#[inline]
+fn wanted(count: isize) -> PyResult<usize> {
+    usize::try_from(count)
+        .map_err(|_| PyValueError::new_err(format!("{count} bytes were asked for, which is less than none")))
 }
 
 /// What a look at the input has found, without what it borrows.
@@ -308,12 +315,14 @@ impl Stream {
     }
 
     /// Up to `count` bytes; b"" at the end of the stream.
-    pub fn take_some<'py>(&self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyAny>> {
+    pub fn take_some<'py>(&self, py: Python<'py>, count: isize) -> PyResult<Bound<'py, PyAny>> {
+        let count = wanted(count)?;
         self.take(py, |input| input.take_some(count), Self::unexplained(py))
     }
 
     /// Just `count` bytes.
-    fn take_exactly<'py>(&self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyAny>> {
+    fn take_exactly<'py>(&self, py: Python<'py>, count: isize) -> PyResult<Bound<'py, PyAny>> {
+        let count = wanted(count)?;
         self.take(
             py,
             |input| input.take_exactly(count),

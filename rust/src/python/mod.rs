@@ -4,6 +4,7 @@
 //! Python.  Classes are frozen; what they hold of Python is in cells that are reached under Python's lock.
 
 mod acceptor;
+mod arrival;
 mod cell;
 mod datagrams;
 mod dispatch;
@@ -47,6 +48,8 @@ mod _native {
     #[pymodule_export]
     use super::acceptor::Accepting;
     #[pymodule_export]
+    use super::arrival::Arrival;
+    #[pymodule_export]
     use super::datagrams::Datagrams;
     #[pymodule_export]
     use super::input::{Framing, Lines};
@@ -65,7 +68,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        super::taking::give_slot(module.py());
+        super::taking::give_slots(module.py());
         module.add("DONE", super::taking::Done)
     }
 }

@@ -67,6 +67,8 @@ pub struct Core {
     pub flush_soon: Option<Py<PyAny>>,
     /// Whose handler is being called.
     pub current: Option<Py<PyAny>>,
+    /// The system's time, where what was just called has looked at the clock as its last act.
+    pub latest: Option<f64>,
     /// When the kernel's timer makes the descriptor readable.
     pub rings_at: f64,
     pub framing: Option<(Py<PyAny>, Option<Arc<Framing>>)>,
@@ -111,6 +113,15 @@ impl Reactor {
     pub fn time(&self, py: Python<'_>) -> PyResult<f64> {
         match &self.clock {
             None => Ok(monotonic()),
+            Some(_) => self.reckon(py, f64::NAN),
+        }
+    }
+
+    /// The reactor's time, where the system's is known.
+    #[inline]
+    pub fn reckon(&self, py: Python<'_>, system: f64) -> PyResult<f64> {
+        match &self.clock {
+            None => Ok(system),
             Some(clock) => clock.bind(py).call_method0(pyo3::intern!(py, "now"))?.extract(),
         }
     }
@@ -301,10 +312,11 @@ impl Reactor {
         me.with(py, |core| {
             core.ready.extend(fresh.drain(..));
             core.scratch = fresh;
+            core.latest = None;
         });
         let served = unpanicked(|| Self::serve(slf, started));
         me.turning.store(false, Relaxed);
-        let flushed = unpanicked(|| Self::flush_all(slf));
+        let flushed = unpanicked(|| Self::flush_all(slf, None));
         me.busy_since.store(f64::NAN.to_bits(), Relaxed);
         me.name_current(py, None);
         served.and(flushed)
@@ -313,10 +325,12 @@ impl Reactor {
     pub fn serve(slf: &Bound<'_, Self>, started: f64) -> PyResult<()> {
         let py = slf.py();
         let me = slf.get();
+        // The clock is looked at once for each source: when one is done, the next begins.
+        let mut now = started;
         while let Some((token, events)) = me.with(py, |core| core.ready.pop_front()) {
-            Self::ready(slf, token, events)?;
-            Self::flush_all(slf)?;
-            if monotonic() - started > BUDGET {
+            Self::ready(slf, token, events, me.reckon(py, now)?)?;
+            now = Self::flush_behind(slf)?.unwrap_or_else(monotonic);
+            if now - started > BUDGET {
                 break;
             }
         }
@@ -344,13 +358,21 @@ impl Reactor {
                 Some(Work::Rested(stream)) => Stream::rested(stream.bind(py))?,
                 None => break,
             }
-            Self::flush_all(slf)?;
+            Self::flush_behind(slf)?;
         }
         Ok(())
     }
 
+    /// Send what a callback has put off; the system's time when it ended, if it has looked.
     #[inline]
-    pub fn ready(slf: &Bound<'_, Self>, token: Token, events: u8) -> PyResult<()> {
+    fn flush_behind(slf: &Bound<'_, Self>) -> PyResult<Option<f64>> {
+        let latest = slf.get().with(slf.py(), |core| core.latest.take());
+        Self::flush_all(slf, latest)?;
+        Ok(latest)
+    }
+
+    #[inline]
+    pub fn ready(slf: &Bound<'_, Self>, token: Token, events: u8, now: f64) -> PyResult<()> {
         enum Found {
             Stream(Py<Stream>, u8),
             Watched(Py<PyAny>, u8),
@@ -368,7 +390,7 @@ impl Reactor {
             (events != 0).then(|| Found::Watched(watched.callback.clone_ref(py), events))
         });
         match found {
-            Some(Found::Stream(stream, events)) => Stream::ready(stream.bind(py), events),
+            Some(Found::Stream(stream, events)) => Stream::ready(stream.bind(py), events, now),
             Some(Found::Watched(callback, events)) => callback.bind(py).call1((events,)).map(drop),
             None => Ok(()),
         }
@@ -391,12 +413,13 @@ impl Reactor {
         }
     }
 
+    /// Send what was put off; `latest` is the system's time, if somebody has just looked.
     #[inline]
-    pub fn flush_all(slf: &Bound<'_, Self>) -> PyResult<()> {
+    pub fn flush_all(slf: &Bound<'_, Self>, latest: Option<f64>) -> PyResult<()> {
         let py = slf.py();
         let me = slf.get();
         while let Some(token) = me.with(py, |core| core.engine.dirty.pop_front()) {
-            let now = me.time(py)?;
+            let now = me.reckon(py, latest.unwrap_or_else(monotonic))?;
             let told = me.with(py, |core| {
                 let effects = core.engine.flush(token, now);
                 if effects.is_empty() {

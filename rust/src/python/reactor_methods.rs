@@ -33,6 +33,7 @@ impl Reactor {
                 due: VecDeque::new(),
                 flush_soon: None,
                 current: None,
+                latest: None,
                 rings_at: f64::INFINITY,
                 framing: None,
                 timeouts: None,
@@ -133,7 +134,7 @@ impl Reactor {
 
     /// Send what was put off for the sake of coalescing.
     fn flush(slf: &Bound<'_, Self>) -> PyResult<()> {
-        Self::flush_all(slf)
+        Self::flush_all(slf, None)
     }
 
     /// Call it on the reactor's thread, soon; from any thread, also from a signal handler.
@@ -297,6 +298,7 @@ impl Reactor {
             ("failures", counters.failures),
             ("malformed", counters.malformed),
             ("overdue", counters.overdue),
+            ("taken", counters.taken),
         ] {
             found.set_item(name, value)?;
         }

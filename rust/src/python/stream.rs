@@ -8,6 +8,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
+use super::arrival::Arrival;
 use super::cell::GilCell;
 use super::dispatch::Plan;
 use super::reactor::{Core, Reactor, Work};
@@ -82,10 +83,9 @@ impl Stream {
 
     /// The poller found it ready.
     #[inline]
-    pub fn ready(slf: &Bound<'_, Self>, events: u8) -> PyResult<()> {
+    pub fn ready(slf: &Bound<'_, Self>, events: u8, now: f64) -> PyResult<()> {
         let py = slf.py();
         let me = slf.get();
-        let now = me.reactor().time(py)?;
         if events & WRITE != 0 {
             let effects = me.with(py, |core| core.engine.flush(me.token, now));
             Self::apply(slf, effects)?;
@@ -166,7 +166,10 @@ impl Stream {
         }
         if direct {
             self.reactor().name_current(py, Some(slf.clone().into_any().unbind()));
-            first.bind(py).call0()?;
+            match first.bind(py).cast_exact::<Arrival>() {
+                Ok(arrival) => Arrival::arrive(arrival)?,
+                Err(_) => first.bind(py).call0().map(drop)?,
+            }
         } else {
             // In a callback of its own: the caller must be through before somebody else goes on.
             self.reactor().later(py, Work::Call(first));
@@ -192,6 +195,9 @@ impl Stream {
         }
         if effects.finished {
             return Self::gone(slf);
+        }
+        if effects.near {
+            me.tell(py, intern!(py, "near"))?;
         }
         if effects.drained {
             if me.own.with(py, |own| own.plan.is_some()) {

@@ -192,6 +192,11 @@ impl Stream {
         Ok(())
     }
 
+    /// Read nothing for now, or read again as before.
+    fn hold(&self, py: Python<'_>, held: bool) {
+        self.with(py, |core| core.engine.hold(self.token, held));
+    }
+
     /// Call `waiter` once when something happens, in place of the sink's methods but `closed`.
     fn park(&self, py: Python<'_>, waiter: Py<PyAny>) -> PyResult<()> {
         self.own.with(py, |own| {
@@ -207,7 +212,7 @@ impl Stream {
     /// Want input, and call `waiter` once when something happens; false, and nothing done, where that takes more.
     ///
     /// Who is sated wants no input, and is called when the others had their turn.
-    fn expect(slf: &Bound<'_, Self>, waiter: Py<PyAny>) -> PyResult<bool> {
+    pub fn expect(slf: &Bound<'_, Self>, waiter: Py<PyAny>) -> PyResult<bool> {
         let py = slf.py();
         let me = slf.get();
         if !me.reactor().on_thread() || me.own.with(py, |own| own.waiter.is_some()) {
@@ -255,8 +260,8 @@ impl Stream {
     }
 
     /// Whether it ends, or has ended, and nothing is left to take.
-    #[getter]
-    fn spent(&self, py: Python<'_>) -> bool {
+    #[getter(spent)]
+    pub fn is_spent(&self, py: Python<'_>) -> bool {
         self.with(py, |core| {
             core.engine
                 .stream(self.token)
@@ -293,7 +298,7 @@ impl Stream {
     }
 
     /// Call `waiter` no more; what another one expects stays expected.
-    fn unpark(&self, py: Python<'_>, waiter: Bound<'_, PyAny>) -> PyResult<()> {
+    pub fn unpark(&self, py: Python<'_>, waiter: Bound<'_, PyAny>) -> PyResult<()> {
         let (first, more, expecting) = self.own.with(py, |own| {
             (own.waiter.take(), std::mem::take(&mut own.more_waiters), std::mem::take(&mut own.expecting))
         });

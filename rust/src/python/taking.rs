@@ -1,7 +1,8 @@
 //! Taking input in a coroutine: the native twin of `Stream.taking` in `longshore.reactor.stream`.
 //!
-//! What has come already is taken without a frame, a generator or an exception; where it has not, the coroutine that
-//! waits is the link's, in Python.  Nothing native is on the stack while a task waits.
+//! What has come already is taken without a frame, a generator or an exception.  Where it has not, the task waits for an
+//! `Arrival`; where that takes more, as under a deadline, for the link's own coroutine.  Nothing native is on the stack
+//! while a task waits.
 
 use std::ptr;
 
@@ -13,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::type_object::PyTypeInfo;
 use pyo3::types::PyTuple;
 
+use super::arrival::Arrival;
 use super::cell::GilCell;
 use super::stream::Stream;
 use super::{unpanicked, words};
@@ -21,6 +23,8 @@ use super::{unpanicked, words};
 enum Stage {
     /// To be tried at the next step.
     Attempt,
+    /// The stream itself is waited for.
+    Expecting(Py<Arrival>),
     /// A wait of the link's, which is through when this is.
     Waiting(Py<PyAny>),
     /// It has been awaited.
@@ -53,7 +57,7 @@ enum Wanted {
     /// A line within a limit.
     Line(usize),
     /// What is there, up to so many bytes.
-    Some(usize),
+    Some(isize),
     /// What a method answers, given these.
     Answer(Py<PyAny>, Option<Py<PyAny>>, Option<Py<PyAny>>),
 }
@@ -109,7 +113,7 @@ impl Stream {
     }
 
     /// As `taking` what is there, up to `count` bytes.
-    fn taking_some(slf: Py<Self>, link: Py<PyAny>, timeout: Option<Py<PyAny>>, count: usize) -> Taking {
+    fn taking_some(slf: Py<Self>, link: Py<PyAny>, timeout: Option<Py<PyAny>>, count: isize) -> Taking {
         Taking::new(slf, link, timeout, Wanted::Some(count))
     }
 }
@@ -137,12 +141,20 @@ impl Taking {
 
     /// Go on until it waits or is through; `sent` goes to the wait.
     fn go_on<'py>(&self, py: Python<'py>, sent: &Bound<'py, PyAny>) -> PyResult<Step<'py>> {
-        let waiting = self.stage.with(py, |stage| match stage {
-            Stage::Attempt => Ok(None),
-            Stage::Waiting(waiting) => Ok(Some(waiting.clone_ref(py))),
+        let found = self.stage.with(py, |stage| match stage {
+            Stage::Attempt => Ok((None, None)),
+            Stage::Expecting(_) => match std::mem::replace(stage, Stage::Attempt) {
+                Stage::Expecting(arrival) => Ok((Some(arrival), None)),
+                _ => Err(()),
+            },
+            Stage::Waiting(waiting) => Ok((None, Some(waiting.clone_ref(py)))),
             Stage::Over => Err(()),
         });
-        let mut waiting = waiting.map_err(|()| PyRuntimeError::new_err("cannot reuse already awaited coroutine"))?;
+        let (arrival, mut waiting) =
+            found.map_err(|()| PyRuntimeError::new_err("cannot reuse already awaited coroutine"))?;
+        if let Some(arrival) = arrival {
+            self.expected(py, &arrival)?;
+        }
         let outcome = loop {
             if let Some(waiting) = waiting.take() {
                 match Step::of(waiting.bind(py), sent) {
@@ -153,7 +165,14 @@ impl Taking {
             }
             let begun = match self.attempt(py) {
                 Ok(piece) if !words::NEED_MORE.get(py)?.is(&piece) => break Ok(Step::Return(piece)),
-                Ok(_) => self.begin_to_wait(py),
+                Ok(_) => match self.expect(py) {
+                    Ok(Some(arrival)) => {
+                        self.set(py, Stage::Expecting(arrival.clone().unbind()));
+                        return Ok(Step::Next(arrival.into_any()));
+                    }
+                    Ok(None) => self.begin_to_wait(py),
+                    Err(error) => break Err(error),
+                },
                 Err(error) => break Err(error),
             };
             match begun {
@@ -166,6 +185,44 @@ impl Taking {
         };
         self.set(py, Stage::Over);
         outcome
+    }
+
+    /// Wait for the stream itself; `None` where that takes more.
+    fn expect<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, Arrival>>> {
+        // One that tells of everything has somebody who has to judge each wait.
+        if self.timeout.is_some() || self.stream.get().telling(py) {
+            return Ok(None);
+        }
+        let arrival = Bound::new(py, Arrival::new(self.link.clone_ref(py)))?;
+        let waits = Stream::expect(self.stream.bind(py), arrival.clone().into_any().unbind())?;
+        Ok(waits.then_some(arrival))
+    }
+
+    /// A wait for the stream is over.
+    fn expected(&self, py: Python<'_>, arrival: &Py<Arrival>) -> PyResult<()> {
+        let stream = self.stream.get();
+        let outcome = if !arrival.get().is_done(py) {
+            // Stepped by somebody who is no task, or by a second one.
+            stream.unpark(py, arrival.bind(py).clone().into_any())?;
+            Err(PyRuntimeError::new_err("await wasn't used with future"))
+        } else if stream.is_spent(py) {
+            Err(stream.failure_error(py))
+        } else {
+            Ok(())
+        };
+        if outcome.is_err() {
+            self.set(py, Stage::Over);
+        }
+        outcome
+    }
+
+    /// Give up what is waited for; what there was.
+    fn give_up(&self, py: Python<'_>) -> PyResult<Stage> {
+        let before = self.stage.with(py, |now| std::mem::replace(now, Stage::Over));
+        if let Stage::Expecting(arrival) = &before {
+            self.stream.get().unpark(py, arrival.bind(py).clone().into_any())?;
+        }
+        Ok(before)
     }
 
     fn begin_to_wait(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
@@ -209,7 +266,7 @@ impl Taking {
             _ => None,
         });
         let Some(waiting) = waiting else {
-            self.set(py, Stage::Over);
+            self.give_up(py)?;
             return Err(thrown(error)?);
         };
         match waiting.bind(py).call_method1(intern!(py, "throw"), error) {
@@ -228,8 +285,7 @@ impl Taking {
 
     /// As a coroutine's.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let before = self.stage.with(py, |now| std::mem::replace(now, Stage::Over));
-        match before {
+        match self.give_up(py)? {
             Stage::Waiting(waiting) => waiting.bind(py).call_method0(intern!(py, "close")).map(drop),
             _ => Ok(()),
         }
@@ -242,7 +298,11 @@ impl Taking {
             visit.call(take)?;
         }
         self.stage
-            .visit(|stage| if let Stage::Waiting(waiting) = stage { visit.call(waiting) } else { Ok(()) })
+            .visit(|stage| match stage {
+                Stage::Expecting(arrival) => visit.call(arrival),
+                Stage::Waiting(waiting) => visit.call(waiting),
+                Stage::Attempt | Stage::Over => Ok(()),
+            })
             .unwrap_or(Ok(()))
     }
 }
@@ -256,16 +316,37 @@ fn thrown(error: &Bound<'_, PyTuple>) -> PyResult<PyErr> {
     }
 }
 
-/// Let interpreters take the answer of a step as it is: without this slot, each would be an exception.
-pub fn give_slot(py: Python<'_>) {
-    let kind = Taking::type_object_raw(py);
-    // SAFETY: the type is ours and was just made; types on the heap have their own table of async slots, and this one
-    // has `__await__` in it.
-    unsafe {
-        if let Some(slots) = (*kind).tp_as_async.as_mut() {
-            slots.am_send = Some(send);
+/// Let interpreters take the answer of a step as it is, where it would be an exception otherwise, and await without a call
+/// of ours what is its own iterator.
+pub fn give_slots(py: Python<'_>) {
+    let slots = [(Taking::type_object_raw(py), send as ffi::sendfunc), (Done::type_object_raw(py), send_done)];
+    for (kind, send) in slots {
+        // SAFETY: the types are ours and were just made; types on the heap have their own table of async slots, and
+        // these have `__await__` in it.
+        unsafe {
+            if let Some(slots) = (*kind).tp_as_async.as_mut() {
+                slots.am_send = Some(send);
+                slots.am_await = Some(itself);
+            }
         }
     }
+}
+
+/// `__await__` as the slot that `await` calls.
+unsafe extern "C" fn itself(awaitable: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: the interpreter lends it for the call, and gets a reference of its own.
+    unsafe { ffi::Py_NewRef(awaitable) }
+}
+
+/// `Done.send` as the slot that `await` calls.
+unsafe extern "C" fn send_done(
+    _done: *mut ffi::PyObject,
+    _sent: *mut ffi::PyObject,
+    result: *mut *mut ffi::PyObject,
+) -> ffi::PySendResult {
+    // SAFETY: the interpreter gives a place for the answer, and holds its lock.
+    unsafe { *result = ffi::Py_NewRef(ffi::Py_None()) };
+    ffi::PySendResult::PYGEN_RETURN
 }
 
 /// `Taking.send` as the slot that `await` calls.
@@ -274,23 +355,23 @@ unsafe extern "C" fn send(
     sent: *mut ffi::PyObject,
     result: *mut *mut ffi::PyObject,
 ) -> ffi::PySendResult {
-    Python::attach(|py| {
-        // SAFETY: the interpreter lends both objects for the call.
-        let (taking, sent) = unsafe { (Bound::from_borrowed_ptr(py, taking), Bound::from_borrowed_ptr(py, sent)) };
-        let outcome = unpanicked(|| {
-            let taking = taking.cast::<Taking>()?;
-            taking.get().go_on(py, &sent)
-        });
-        let (answer, kind) = match outcome {
-            Ok(Step::Next(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
-            Ok(Step::Return(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
-            Err(error) => {
-                error.restore(py);
-                (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
-            }
-        };
-        // SAFETY: the interpreter gives a place for the answer.
-        unsafe { *result = answer };
-        kind
-    })
+    // SAFETY: the interpreter calls it, and so holds its lock.
+    let py = unsafe { Python::assume_attached() };
+    // SAFETY: the interpreter lends both objects for the call.
+    let (taking, sent) = unsafe { (Bound::from_borrowed_ptr(py, taking), Bound::from_borrowed_ptr(py, sent)) };
+    let outcome = unpanicked(|| {
+        let taking = taking.cast::<Taking>()?;
+        taking.get().go_on(py, &sent)
+    });
+    let (answer, kind) = match outcome {
+        Ok(Step::Next(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
+        Ok(Step::Return(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
+        Err(error) => {
+            error.restore(py);
+            (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
+        }
+    };
+    // SAFETY: the interpreter gives a place for the answer.
+    unsafe { *result = answer };
+    kind
 }

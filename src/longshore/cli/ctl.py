@@ -6,13 +6,15 @@ how it is answered stands in `longshore.control`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longshore.control.client import Commanded
-from longshore.errors import PeerClosed
+from longshore.errors import LongshoreError, PeerClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,8 +40,10 @@ def ctl(arguments: CtlArguments) -> int:
         LongshoreError: the server cannot be reached, or refuses.
     """
     with Commanded(arguments.control) as server:
+        waiting = _Progress(arguments.control) if arguments.verb == "reload" else contextlib.nullcontext()
         try:
-            result = server.ask(arguments.verb, **arguments.arguments)
+            with waiting:
+                result = server.ask(arguments.verb, **arguments.arguments)
         except PeerClosed:
             if arguments.verb not in ("drain", "stop"):
                 raise
@@ -59,6 +63,52 @@ def ctl(arguments: CtlArguments) -> int:
             numbers = ", ".join(map(str, silent))
             print(f"note: no answer in time from worker {numbers}: blocked, or only starting", file=sys.stderr)
     return 0
+
+
+class _Progress:
+    """Shows on a terminal how far a reload is, while somebody waits for it: for more than half a second.
+
+    Args:
+        control: the server's control socket.
+    """
+
+    #: Seconds between two looks, the first of which is as late.
+    INTERVAL = 0.5
+    WIDTH = 20
+
+    def __init__(self, control: str | None) -> None:
+        self._control = control
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> None:
+        if self._thread is not None:
+            self._thread.start()
+
+    def __exit__(self, *_exc: object) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _show(self) -> None:
+        shown = ""
+        # What cannot be looked at is told by the answer that is waited for.
+        with contextlib.suppress(LongshoreError, OSError), Commanded(self._control, 2) as server:
+            while not self._over.wait(self.INTERVAL):
+                shown = self._bar(server.ask("status"))
+                sys.stderr.write(f"\r\x1b[K{shown}")
+                sys.stderr.flush()
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def _bar(self, status: dict[str, Any]) -> str:
+        supervisor = status["supervisor"]
+        wanted = supervisor["wanted"]
+        new = [each for each in status["workers"] if each["generation"] == supervisor["generation"]]
+        serving = min(wanted, sum(each["state"] == "serving" for each in new))
+        filled = self.WIDTH * serving // wanted
+        return f"[{'#' * filled}{'.' * (self.WIDTH - filled)}] {serving} of {wanted} new workers serve"
 
 
 # -- words ---------------------------------------------------------------------------------------------------

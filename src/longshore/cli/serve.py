@@ -123,14 +123,18 @@ def _build(target: str, config: Config, addresses: Sequence[str | Listener], poo
 
 def _serve_with_workers(arguments: ServeArguments) -> int:
     """Keep workers, of which each imports the target itself; nothing of it is imported here."""
+    from longshore.cli.directory import Directory
     from longshore.plans import Plan, refuse_processes
     from longshore.serving import made_share, supervise
     from longshore.workforce import staff
 
+    directory = Directory()
+    directory.enter()
     config = Config.load(arguments.config, arguments=arguments.values)
     printer = _Printer(config)
 
     def load() -> Plan:
+        directory.enter()
         config = Config.load(arguments.config, arguments=arguments.values)
         refuse_processes(config.strategy)
         workers = dataclasses.replace(config.prefork, count=staff(config.workers).count)

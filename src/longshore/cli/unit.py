@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from longshore.addresses import parse
+from longshore.cli.directory import Directory
 from longshore.errors import ConfigError
 from longshore.settings import Config, options
 
@@ -56,14 +57,16 @@ def unit(arguments: UnitArguments) -> int:
         ConfigError: these options cannot be served, or not by systemd.
         OSError: a file cannot be written.
     """
-    files = unit_files(arguments, os.getcwd(), sys.executable, systemd_version())
+    files = unit_files(arguments, Directory().name, sys.executable, systemd_version())
     for name, text in files.items():
         if arguments.output is None:
             print(f"# /etc/systemd/system/{name}\n{text}")
-        else:
-            os.makedirs(arguments.output, exist_ok=True)
-            with open(os.path.join(arguments.output, name), "w", encoding="utf-8") as file:
-                file.write(text)
+            continue
+        os.makedirs(arguments.output, exist_ok=True)
+        path = os.path.join(arguments.output, name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        print(f"wrote {path}")
     return 0
 
 
@@ -147,6 +150,8 @@ def _service(
         *_notified(systemd),
         f"ExecStart={' '.join(_quoted(word) for word in words)}",
         f"WorkingDirectory={directory}",
+        "# By this name it is entered anew at a reload, wherever a link leads then.",
+        f"Environment={_quoted(f'PWD={directory}')}",
         *_identity(config),
         "Restart=on-failure",
         "# A supervisor that stops answering is ended and started anew.",

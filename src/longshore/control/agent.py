@@ -21,6 +21,7 @@ from longshore.control import census, dials
 from longshore.control.tracing import Traces
 from longshore.errors import ConfigError, LongshoreError
 from longshore.framing import Lines
+from longshore.reactor.stream import Stream
 from longshore.settings import near_match
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from longshore.events import Event
     from longshore.meter import Meter
-    from longshore.reactor.stream import Stream
     from longshore.server import Server
     from longshore.strategies import Session
 
@@ -103,7 +103,9 @@ class Agent:
         self._socket.setblocking(False)
         reactor = self._server.reactor
         # Its requests are no connection of the server's: nobody counts them, and no drain waits for them.
-        self._stream = reactor.stream(
+        # A native reactor has its own figures, and they are about the server's: so this is a portable stream.
+        self._stream = Stream(
+            reactor,
             self._socket,
             "the control process",
             sink=_Ear(self._end),
@@ -138,7 +140,8 @@ class Agent:
 
     def _publish(self, meter: Meter) -> None:
         """Put into shared memory what no event tells."""
-        figures = self._server.statistics()
+        server = self._server
+        figures = server.statistics()
         received, sent, pending, messages = census.traffic(self._sessions)
         meter.put(
             accepted=figures.accepted,
@@ -149,6 +152,19 @@ class Agent:
             datagrams=figures.datagrams,
             connections=figures.connections,
         )
+        # The portable reactor and executors of others keep no such figures.
+        if (counters := getattr(server.reactor, "counters", None)) is not None:
+            counted = counters()
+            meter.put_histogram("message_seconds", counted["latency"], counted["taken"] / 1e6)
+        if (ask := getattr(server.pool, "statistics", None)) is not None:
+            tasks = ask()
+            meter.put(
+                tasks_waiting=tasks.pending - tasks.running,
+                tasks_running=tasks.running,
+                pool_processes=tasks.processes,
+                pool_deaths=tasks.died,
+                **{"tasks:done": tasks.done, "tasks:failed": tasks.failed, "tasks:cancelled": tasks.cancelled},
+            )
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -286,6 +302,9 @@ class _Ear:
 
     def drained(self) -> None:
         """Nobody waits for room."""
+
+    def near(self) -> None:
+        """What it sends is bounded by what it is asked."""
 
     def idled(self) -> None:
         """It has no idle timeout."""

@@ -51,11 +51,23 @@ METRICS = (
     Metric("longshore_accept_errors_total", "counter", "Failures of accept(2).", "accept_errors"),
     Metric("longshore_slow_receivers_total", "counter", "Receivers too slow for a broadcast.", "slow:", "action"),
     Metric("longshore_limit_near_total", "counter", "Times a limit was at 80 percent.", "near:", "limit"),
+    Metric(
+        "longshore_message_seconds", "histogram", "From reading messages to having answered them.", "message_seconds"
+    ),
+    Metric("longshore_pool_tasks_total", "counter", "Tasks of the pool that are over.", "tasks:", "outcome"),
+    Metric("longshore_pool_deaths_total", "counter", "Processes of the pool that have died.", "pool_deaths"),
+    Metric("longshore_broker_requests_total", "counter", "Requests to the broker of shared primitives.", ""),
     Metric("longshore_reactor_lag_seconds", "histogram", "How late reactors come to what is due.", "lag_seconds"),
     Metric("longshore_connections", "gauge", "Connections open now.", "connections", "worker"),
     Metric(
         "longshore_pending_bytes", "gauge", "Bytes written that the kernel has not taken.", "bytes_pending", "worker"
     ),
+    Metric("longshore_pool_tasks_waiting", "gauge", "Tasks that do not run yet.", "tasks_waiting", "worker"),
+    Metric("longshore_pool_tasks_running", "gauge", "Tasks that run now.", "tasks_running", "worker"),
+    Metric("longshore_pool_processes", "gauge", "Processes of the pool.", "pool_processes", "worker"),
+    Metric("longshore_broker_clients", "gauge", "Connections to the broker; a thread that shares has one.", ""),
+    Metric("longshore_broker_names", "gauge", "Locks, queues and other names that it keeps.", ""),
+    Metric("longshore_broker_waiting", "gauge", "Requests that wait for others, as for a lock.", ""),
     Metric("longshore_worker_info", "gauge", "One for each worker that lives.", "", "worker, pid, generation"),
     Metric("longshore_worker_start_time_seconds", "gauge", "When it was started, since the epoch.", "", "worker"),
     Metric("longshore_worker_resident_memory_bytes", "gauge", "Its memory.", "", "worker"),
@@ -111,11 +123,13 @@ class _Page:
 
     def collect(self) -> Iterator[Any]:
         for metric in METRICS:
+            if not metric.source and metric.name not in self._asked:
+                continue
             if metric.kind == "counter":
                 yield self._counter(metric)
             elif metric.kind == "histogram":
                 yield self._histogram(metric)
-            elif metric.source or metric.name in self._asked:
+            else:
                 yield self._gauge(metric)
 
     def _counter(self, metric: Metric) -> Any:
@@ -123,6 +137,8 @@ class _Page:
 
         labels = [metric.label] if metric.label else []
         family = CounterMetricFamily(metric.name, metric.help, labels=labels)
+        for values, value in self._asked.get(metric.name, ()):
+            family.add_metric(values, value)
         for source in COUNTERS:
             if source == metric.source or (metric.label and source.startswith(metric.source)):
                 kind = source.partition(":")[2]

@@ -27,6 +27,7 @@ from longshore.errors import ConfigError, LongshoreError
 from longshore.logfiles import reopen_logs
 from longshore.server import Server
 from longshore.settings import near_match
+from longshore.shared.figures import FIGURES, broker_figures
 from longshore.workforce import resident
 
 if TYPE_CHECKING:
@@ -403,6 +404,10 @@ class Plane:
             asked["longshore_worker_start_time_seconds"] = [
                 ([each["worker"]], now - each["age"]) for each in supervisor["workers"]
             ]
+        found: dict[str, int] = {}
+        with contextlib.suppress(LongshoreError, OSError):
+            found = await asyncio.to_thread(broker_figures, PATIENCE / 2)
+        asked |= {f"longshore_broker_{name}": [([], found[name])] if found else [] for name in FIGURES}
         counters = self._liaison.counters
         body = metrics.text(counters.total(), counters.per_worker(), asked)
         return 200, metrics.CONTENT_TYPE, body

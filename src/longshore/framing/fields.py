@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields
 from typing import Any, Literal
 
 from longshore.errors import ConfigError
+from longshore.framing.contract import Framing
 
 __all__ = (
     "KIB",
@@ -17,6 +18,7 @@ __all__ = (
     "as_bytes",
     "brief_repr",
     "check_delimiter",
+    "check_framing",
     "check_max_size",
     "check_number",
     "check_on_oversize",
@@ -37,6 +39,16 @@ def brief_repr(framing: Any) -> str:
         if item.default is MISSING or getattr(framing, item.name) != item.default
     )
     return f"{type(framing).__name__}({', '.join(shown)})"
+
+
+def check_framing(framing: Any, name: str = "framing") -> None:
+    """Refuse what is given in the place of a framing."""
+    if isinstance(framing, type):
+        raise ConfigError(f"{name}={framing.__name__}: is a class, not a framing", hint=f"Write {framing.__name__}().")
+    if framing is not None and not isinstance(framing, Framing):
+        raise ConfigError(
+            f"{name}={framing!r}: is no framing", hint="Such as Lines(), or one with encode() and decoder()."
+        )
 
 
 def check_number(framing: Any, name: str) -> None:

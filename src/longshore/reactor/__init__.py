@@ -45,6 +45,9 @@ class Sink(Protocol):
         A native stream leaves this out where nobody could have seen output pending, unless `telling`.
         """
 
+    def near(self) -> None:
+        """Pending output has come to 80 % of its limit, for the first time since it was last below 60 %."""
+
     def idled(self) -> None:
         """`Timeouts.idle` has passed; unless this writes something, the stream ends."""
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.buffers import InputBuffer, PacketBuffer, closed, shut
 from longshore.errors import LongshoreError
 from longshore.lifecycle import CONNECTION, Machine
-from longshore.limits import Watch, overdue
+from longshore.limits import Brink, Watch, overdue
 from longshore.packets import Packets, send_packets
 from longshore.reactor.dispatch import Dispatch
 from longshore.reactor.taking import DONE, taking, taking_line, taking_some
@@ -74,9 +74,7 @@ class Stream:
     ) -> None:
         self.reactor = reactor
         self.socket = sock
-        self.peer = peer
-        self.sink = sink
-        self.limits = limits
+        self.peer, self.sink, self.limits = peer, sink, limits
         #: Where each read and each write is a packet of its own; None: where they are not.
         self._packets = Packets(sock) if packets else None
         self.input = (
@@ -87,8 +85,7 @@ class Stream:
         self.watch = Watch(timeouts, reactor.now())
         self.tls = tls
         self.error: BaseException | None = None
-        self.received = 0
-        self.sent = 0
+        self.received = self.sent = 0
         #: Whether anything came since our last write: then the peer is owed an answer.
         self.owing = False
         #: Whether writes may wait for the end of the callback that makes them.
@@ -104,16 +101,14 @@ class Stream:
         self.park, self.unpark = waiters.park, waiters.unpark
         self.expect, self.wake, self.rests = waiters.expect, waiters.wake, waiters.rests
         self.in_shares, self.sated, self.excuse = waiters.in_shares, waiters.sated, waiters.excuse
-        self._corked = False
+        self._corked = self._deferred = False
         self._machine = Machine(CONNECTION)
-        self._plain = bytearray()
-        self._wire = bytearray()
+        self._plain, self._wire = bytearray(), bytearray()
         #: The lengths of the packets in `_wire`.
         self._lengths: deque[int] = deque()
-        self._deferred = False
         self._events = 0
-        self._hungry = False
-        self._write_ended = False
+        self._hungry = self._held = self._write_ended = False
+        self._brink = Brink()
         #: Whether TLS has been told that we send no more.
         self._farewell = False
         #: Bytes that came after our last one had left; infinite once the peer has ended its side, too.
@@ -215,6 +210,11 @@ class Stream:
                 self.watch.whole()
         else:
             self.watch.waiting = False
+        self._update()
+
+    def hold(self, held: bool) -> None:
+        """Read nothing for now, or read again as before."""
+        self._held = held
         self._update()
 
     def take_arrived(self) -> None:
@@ -394,6 +394,8 @@ class Stream:
                 del wire[:count]
                 self.sent += count
                 self.watch.sent(now, left=bool(wire))
+            if self._brink.reached(self.pending, self.limits.max_pending_bytes):
+                self.sink.near()
             if wire:
                 self.watch.output(now)
                 self._arm()
@@ -549,7 +551,7 @@ class Stream:
         if state == "closed":
             return
         ahead = self._hungry or self.input.size < min(CHUNK, self.limits.max_pending_bytes)
-        wanted = ahead and not self.input.ended and self.pending <= self.limits.max_pending_bytes
+        wanted = ahead and not (self._held or self.input.ended) and self.pending <= self.limits.max_pending_bytes
         events = 0
         if self._lingers if state == "closing" else state == "opening" or wanted:
             events = selectors.EVENT_READ

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from longshore.buffers import LinesThere
 from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
@@ -173,5 +174,4 @@ class Shares:
 
     def lines(self, limit: int) -> Iterator[bytes]:
         """As the input's."""
-        while (line := self.take_line(limit)) is not NEED_MORE and line:
-            yield line
+        return LinesThere(self.take_line, limit)

@@ -26,7 +26,7 @@ from longshore.server import Server
 from longshore.shared.core import Core
 from longshore.shared.ledger import forget_ledgers, make_ledger
 from longshore.shared.places import FENCE_BITS, MAX_ITEM, Status
-from longshore.shared.wire import FRAMING, HELLO, Request, encode_reply
+from longshore.shared.wire import FRAMING, HELLO, TELL, Request, encode_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +96,8 @@ class _Desk:
         self.core = core
         self.secret = secret
         self.server: Server
+        #: Requests that came in.
+        self.requests = 0
         self.processes = _Processes(self._watch)
         self._timer: Any = None
         self._armed = 0.0
@@ -154,7 +156,7 @@ class _Session(MessageHandler):
 
     def messages(self, batch: list[Any]) -> list[bytes] | None:
         """Have the core do what was asked."""
-        if self.gone:
+        if self.gone or not batch:
             return None
         if not self.trusted:
             greeting, *batch = batch
@@ -165,6 +167,7 @@ class _Session(MessageHandler):
         desk = self.desk
         core = desk.core
         now = time.monotonic()
+        desk.requests += len(batch)
         try:
             for message in batch:
                 core.receive(self, message, now)
@@ -180,11 +183,18 @@ class _Session(MessageHandler):
         except FramingError:
             request = None
         core = self.desk.core
-        if request is None or request.verb != HELLO or not hmac.compare_digest(request.key, self.desk.secret):
+        if (
+            request is None
+            or request.verb not in (HELLO, TELL)
+            or not hmac.compare_digest(request.key, self.desk.secret)
+        ):
             log.warning("refused process %d of this user: it does not know the key of this broker", self.pid)
             self.gone = True
             self.connection.abort()
             return None
+        if request.verb == TELL:
+            figures = (self.desk.requests, *core.figures)
+            return encode_reply(request.id, Status.OK, core.epoch, [b"%d" % figure for figure in figures])
         self.trusted = True
         number = core.client_came(self)
         self.desk.processes.add(self.pid, self)

@@ -140,6 +140,11 @@ class Core:
         for watcher in known.watchers:
             watcher.client_gone(client)
 
+    @property
+    def figures(self) -> tuple[int, int, int]:
+        """How many clients, names and waiting requests there are."""
+        return len(self._clients), len(self._machines), self._waiting_now()
+
     def receive(self, client: object, message: bytes, now: float) -> None:
         """Take one message of a client.
 

@@ -91,6 +91,10 @@ def join(url: str | None = None) -> Place:
             # Without a password, which the environment would tell to all that is started.
             os.environ[VARIABLE] = place.url
         _inherited()[VARIABLE] = os.environ[VARIABLE]
+        if _broker is not None:
+            from longshore.upgrade import OWN
+
+            OWN.add(VARIABLE)
         return _place
 
 

@@ -17,11 +17,23 @@ from longshore.shared.places import Reply
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ("CANCEL", "END", "FRAMING", "HEAD", "HELLO", "Request", "encode_reply", "encode_request", "read_reply")
+__all__ = (
+    "CANCEL",
+    "END",
+    "FRAMING",
+    "HEAD",
+    "HELLO",
+    "TELL",
+    "Request",
+    "encode_reply",
+    "encode_request",
+    "read_reply",
+)
 
 #: Verbs of the connection itself.  HELLO: the secret -> the epoch; in decimal, the largest item and the client's number
-#: in the ledger.  CANCEL: the id as number.  END: the holder.
-HELLO, CANCEL, END = 200, 201, 202
+#: in the ledger.  CANCEL: the id as number.  END: the holder.  TELL, in the place of HELLO: the secret -> what
+#: `figures.py` names, in decimal.
+HELLO, CANCEL, END, TELL = 200, 201, 202, 203
 #: What cuts the messages.
 FRAMING = LengthPrefixed(size=4, byteorder="little", max_size=(1 << 30))
 

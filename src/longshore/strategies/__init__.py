@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import functools
 from socket import AF_INET6
+from socket import socket as Socket
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Protocol
 
-from longshore.errors import ConfigError, FramingError, HandshakeTimeout, LimitExceeded, Timeout
+from longshore.errors import ConfigError, FramingError, HandshakeTimeout, LimitExceeded, PeerError, Timeout
 from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
 from longshore.handlers import NAMES
 
@@ -57,6 +59,9 @@ class Host(Protocol):
     def emit(self, event: Event) -> None:
         """Tell the subscribers; from any thread."""
 
+    def wants(self, kind: type[Event]) -> bool:
+        """Whether somebody would hear of an event of this kind."""
+
     def session_ended(self, session: Session) -> None:
         """A session is over: its place is free."""
 
@@ -72,6 +77,9 @@ class Host(Protocol):
     def handshake_over(self) -> None:
         """A TLS handshake is through.  From any thread."""
 
+    def near_pending(self, count: int) -> None:
+        """A connection has `count` bytes pending, nearly as many as it may.  From any thread."""
+
     def calling(self) -> Any:
         """A context manager: on this thread, what runs inside is one of the server's own calls."""
 
@@ -82,29 +90,32 @@ class Host(Protocol):
 class Session:
     """One accepted connection, from accept(2) to its closing event."""
 
+    # What most sessions never change is the class's, as a short connection costs little else than its objects.
+
+    #: Who is counted for it; None: nobody, or nobody has looked.
+    who: Any = None
+    #: The address by which a proxy has introduced it; None without a proxy.
+    introduced: Any = None
+    handler_running = False
+    #: Whether a TLS handshake is counted for it.
+    handshaking = False
+    #: Whether the connection has been ready for its handler.
+    is_open = False
+    #: Whether the server has ended it.
+    was_cut = False
+    #: The TLS version; None on plain connections.
+    tls: str | None = None
+    connection: Any = None
+    _failure: tuple[str, BaseException | None] | None = None
+    _gone: tuple[str, BaseException | None] | None = None
+    _ended = False
+
     def __init__(self, host: Host, peer: str, local: str) -> None:
         self.host = host
         self.peer = peer
         self.local = local
-        self.connection: Any = None
-        #: Who is counted for it, and whether anybody is.
-        self.who: Any = None
-        #: The address by which a proxy has introduced it; None without a proxy.
-        self.introduced: Any = None
-        self.handler_running = False
-        #: Whether a TLS handshake is counted for it.
-        self.handshaking = False
-        #: Whether the connection has been ready for its handler.
-        self.is_open = False
-        #: Whether the server has ended it.
-        self.was_cut = False
         #: When it was accepted, in seconds on the reactor's clock.
         self.opened_at: float = host.reactor.now()
-        #: The TLS version; None on plain connections.
-        self.tls: str | None = None
-        self._failure: tuple[str, BaseException | None] | None = None
-        self._gone: tuple[str, BaseException | None] | None = None
-        self._ended = False
 
     def introduce(self, header: Any, via: str) -> None:
         """It came through a proxy: `header` is a `proxy.Header`, `via` the proxy's address; called before `begin`."""
@@ -129,6 +140,9 @@ class Session:
     def evict(self) -> None:
         """End now, because another connection needs the place."""
         self.cut()
+
+    def hold(self, held: bool) -> None:
+        """Read nothing for now, or read again; where the handler itself reads, that is its affair."""
 
     def overdrawn(self, error: LimitExceeded) -> None:
         """End now, and give back what it holds, because all together hold too much."""
@@ -160,19 +174,40 @@ class Session:
     def opened(self, tls: str | None = None) -> None:
         """The connection is ready for its handler."""
         self.is_open = True
-        self.tls = tls
-        self.handshake_over()
-        self.host.emit(
-            ConnectionOpened(id=self.connection.id, peer=self.peer, local=self.local, tls=tls, via=self.connection.via),
-        )
+        if tls is not None:
+            self.tls = tls
+            self.handshake_over()
+        if self.host.wants(ConnectionOpened):
+            connection = self.connection
+            self.host.emit(
+                ConnectionOpened(id=connection.id, peer=self.peer, local=self.local, tls=tls, via=connection.via)
+            )
 
     def failed(self, error: BaseException) -> None:
         """The handler, or a hook, ended with `error`; what the peer or a limit caused is not the handler's fault."""
         cause = cause_of(error, self._gone[0] if self._gone else None)
+        if cause in ("timeout", "framing", "peer closed", "reset") and not self.has_raised(error):
+            cause = "handler failed"
         if self._failure is None:
             self._failure = (cause, error)
         if cause == "handler failed":
             self.host.emit(HandlerFailed(handler=self.host.handler.name, peer=self.peer, error=error))
+
+    def has_raised(self, error: BaseException) -> bool:
+        """Whether an error came out of this connection, and not out of another one that its handler has.
+
+        One that the peer has caused names it; one of the system's has come through a call of the connection, or of the
+        socket that a class handler has.
+        """
+        if isinstance(error, PeerError) and self.peer and self.peer in str(error):
+            return True
+        guard = getattr(self, "guard", None)
+        callers = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
+        return any(
+            caller is self.connection or (isinstance(caller, Socket) and getattr(caller, "guard", self) is guard)
+            for caller in callers
+            if caller is not None
+        )
 
     def handler_returned(self) -> None:
         """The handler is through."""
@@ -218,10 +253,16 @@ class Session:
         if self._gone is None or self.handler_running or self._ended:
             return
         self._ended = True
-        self.handshake_over()
+        if self.handshaking:
+            self.handshake_over()
         cause, error = self._gone
         if self._failure is not None and (cause == "finished" or error is None):
             cause, error = self._failure
+        if self.host.wants(ConnectionClosed):
+            self._tell_closed(cause, error)
+        self.host.session_ended(self)
+
+    def _tell_closed(self, cause: str, error: BaseException | None) -> None:
         received, sent, unsent = self.traffic()
         connection = self.connection
         self.host.emit(
@@ -238,7 +279,6 @@ class Session:
                 duration=self.host.reactor.now() - self.opened_at,
             )
         )
-        self.host.session_ended(self)
 
 
 class Strategy(Protocol):
@@ -256,7 +296,10 @@ class Strategy(Protocol):
         """A session for a connection, to be begun once it is counted; `tls` is an `ssl.SSLContext` or None."""
 
     def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
-        """Take a datagram of `reply`, a `peers.Peer`; False if the strategy is full and it is dropped."""
+        """Take a datagram of `reply`, a `peers.Peer`; False if the strategy is full and it is dropped.
+
+        Once the handler is through, `reply.handled()` is called, unless that is so when this returns (`reactor`).
+        """
 
     def call(self, function: Callable[[], Any]) -> None:
         """Run a function of the user's in this strategy's manner (`Server.every`)."""
@@ -317,7 +360,7 @@ def create(name: str, host: Host, prepared: Lineage | None = None) -> Strategy:
 
 def cause_of(error: BaseException, gone: str | None) -> str:
     """The cause of `ConnectionClosed` that an exception leaving a handler stands for."""
-    from longshore.errors import ClosedError, PeerClosed
+    from longshore.errors import BrokerLost, ClosedError, PeerClosed
     from longshore.proxy import ProxyError
     from longshore.tls import TLSError
 
@@ -333,7 +376,7 @@ def cause_of(error: BaseException, gone: str | None) -> str:
         return "framing"
     if isinstance(error, PeerClosed):
         return "peer closed"
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError) and not isinstance(error, BrokerLost):
         return "reset"
     return "handler failed"
 

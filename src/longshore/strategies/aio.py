@@ -22,6 +22,7 @@ from longshore.connection import AsyncConnection
 from longshore.errors import ClosedError, FramingError, LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
+from longshore.handlers import settled
 from longshore.strategies.streams import StreamSession, tls_version
 
 if TYPE_CHECKING:
@@ -38,11 +39,6 @@ __all__ = ("AsyncStrategy",)
 BATCH = 256
 #: Seconds that tasks and threads get to end once the loop is over.
 GRACE = 1.0
-
-
-async def _settled(result: Any) -> Any:
-    """What a function returned that may or may not be async."""
-    return await result if inspect.isawaitable(result) else result
 
 
 class _ServedLink(AsyncLink):
@@ -114,7 +110,7 @@ class _AsyncSession(StreamSession):
     async def _serve(self) -> None:
         handler = self.host.handler
         if not handler.takes_messages:
-            await _settled(handler.target(self.connection))
+            await settled(handler.target(self.connection))
             return
         session = self._handler = handler.session_for(self.connection, self.host.facade, self.client_address)
         error: BaseException | None = None
@@ -133,13 +129,13 @@ class _AsyncSession(StreamSession):
             self._handler = None
             if isinstance(error, asyncio.CancelledError):
                 error = self.stream.error or self.stopping()
-            await _settled(session.disconnected(error or self.stream.error))
+            await settled(session.disconnected(error or self.stream.error))
 
     async def _converse(self, session: MessageHandler) -> BaseException | None:
         """Handle messages in order until the connection ends; returns why, None if it ended in order."""
         connection = self.connection
         batches = self.host.handler.takes_batches
-        await _settled(session.connected())
+        await settled(session.connected())
         while self.stream.state not in ("closing", "closed"):
             if runs.touched:
                 runs.over()
@@ -156,7 +152,7 @@ class _AsyncSession(StreamSession):
             if batches:
                 await self._handle_batch(session, message)
             else:
-                reply = await _settled(session.message(message))
+                reply = await settled(session.message(message))
                 if reply is not None:
                     await connection.send(reply)
         # If it was closed while a message was handled, nothing is delivered any more.
@@ -177,7 +173,7 @@ class _AsyncSession(StreamSession):
                 break
             batch.append(message)
             self.connection.messages += 1
-        for reply in await _settled(session.messages(batch)) or ():
+        for reply in await settled(session.messages(batch)) or ():
             await self.connection.send(reply)
         if fault is not None:
             raise fault
@@ -366,17 +362,18 @@ class AsyncStrategy:
             return False
         self._datagrams += 1
         task = self.spawn(self._handle(data, reply, address), f"{self.host.handler.name} for {peer}")
-        task.add_done_callback(self._datagram_done)
+        task.add_done_callback(lambda _task: self._datagram_done(reply))
         return True
 
     async def _handle(self, data: bytes, reply: Any, address: Any) -> None:
         try:
             await self.host.handler.call_datagram_async(data, reply, address, self.host.facade)
         except Exception as error:
-            reply.failed(error)
+            reply.failed(error, len(data))
 
-    def _datagram_done(self, _task: asyncio.Task[Any]) -> None:
+    def _datagram_done(self, reply: Any) -> None:
         self._datagrams -= 1
+        reply.handled()
 
     def call(self, function: Callable[[], Any]) -> None:
         """Call it in a task."""
@@ -384,7 +381,7 @@ class AsyncStrategy:
 
     async def _call(self, function: Callable[[], Any]) -> None:
         try:
-            await _settled(function())
+            await settled(function())
         except Exception as error:
             name = getattr(function, "__qualname__", repr(function))
             self.host.emit(HandlerFailed(handler=name, peer=None, error=error))

@@ -48,6 +48,9 @@ class _Tail:
     def drained(self) -> None:
         """Nobody waits for room."""
 
+    def near(self) -> None:
+        """The handler has said all that it will."""
+
     def idled(self) -> None:
         """Nobody waits for input."""
 

@@ -190,12 +190,19 @@ class _Child:
             figures = event.received, event.sent, event.unsent, event.messages
             self.wire.send("closed", event.cause, pack_error(event.error), *figures)
 
+    def wants(self, kind: type[Event]) -> bool:
+        """The serving process does."""
+        return True
+
     def session_ended(self, session: Session) -> None:
         """All is said."""
         self.reactor.stop()
 
     def handler_freed(self) -> None:
         """The place is free when this process is gone."""
+
+    def near_pending(self, count: int) -> None:
+        """The serving process sees what is pending there."""
 
     def take_handshake(self) -> bool:
         """There are never more of them than children."""

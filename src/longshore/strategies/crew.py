@@ -22,17 +22,24 @@ __all__ = ("Crew",)
 IDLE = 3.0
 #: Seconds that `close` waits for jobs that still run.
 PATIENCE = 1.0
+#: Of so many jobs that are taken, one is from behind.
+SHARE = 8
 
 _numbers = itertools.count(1)
 
 
 class Crew:
-    """At most `maximum()` threads (None: as many as there are jobs) that take jobs in the order they came."""
+    """At most `maximum()` threads (None: as many as there are jobs) that take jobs in the order they came.
+
+    Jobs of those who always have another one go behind the others, which a flood of them must not delay.
+    """
 
     def __init__(self, maximum: Callable[[], int | None]) -> None:
         self._maximum = maximum
         self._ready = threading.Condition()
         self._jobs: deque[tuple[str, str, Callable[[], object]]] = deque()
+        self._behind: deque[tuple[str, str, Callable[[], object]]] = deque()
+        self._taken = 0
         self._idle = 0
         self._threads: dict[threading.Thread, str] = {}
         self._closed = False
@@ -40,16 +47,19 @@ class Crew:
     @property
     def waiting(self) -> int:
         """Jobs that no thread has taken yet."""
-        return len(self._jobs)
+        return len(self._jobs) + len(self._behind)
 
-    def submit(self, label: str, job: Callable[[], object], *, name: str = "") -> None:
-        """Run `job`; `label` says what it is, `name` is its thread's meanwhile.  After `close` it is forgotten."""
+    def submit(self, label: str, job: Callable[[], object], *, name: str = "", behind: bool = False) -> None:
+        """Run `job`; `label` says what it is, `name` is its thread's meanwhile.  After `close` it is forgotten.
+
+        What is put `behind` waits for the others, but for a share of the threads' turns.
+        """
         with self._ready:
             if self._closed:
                 return
-            self._jobs.append((label, name, job))
+            (self._behind if behind else self._jobs).append((label, name, job))
             maximum = self._maximum()
-            if self._idle >= len(self._jobs):
+            if self._idle >= self.waiting:
                 self._ready.notify()
             elif maximum is None or len(self._threads) < maximum:
                 thread = threading.Thread(target=self._work, name=f"longshore-thread-{next(_numbers)}", daemon=True)
@@ -78,13 +88,15 @@ class Crew:
             self._threads[me] = ""
             self._idle += 1
             try:
-                self._ready.wait_for(lambda: self._jobs or self._closed, IDLE)
+                self._ready.wait_for(lambda: self.waiting or self._closed, IDLE)
             finally:
                 self._idle -= 1
-            if self._jobs:
-                return self._jobs.popleft()
-            del self._threads[me]
-            return None
+            if not self.waiting:
+                del self._threads[me]
+                return None
+            self._taken += 1
+            first, then = (self._jobs, self._behind) if self._taken % SHARE else (self._behind, self._jobs)
+            return (first or then).popleft()
 
     def close(self) -> tuple[str, ...]:
         """Take no more jobs, forget those that wait, and join the threads; the names of those that still run."""
@@ -98,6 +110,7 @@ class Crew:
             with crew._ready:
                 crew._closed = True
                 crew._jobs.clear()
+                crew._behind.clear()
                 crew._ready.notify_all()
         running = []
         for crew in crews:

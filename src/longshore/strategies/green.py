@@ -122,12 +122,12 @@ class GreenLink(StreamLink):
     def _may_wait(self) -> bool:
         return not self.stream.reactor.on_thread or greenlet.getcurrent().parent is not None
 
-    def _pause(self, timeout: float | None, what: str) -> None:
+    def _pause(self, timeout: float | None, what: str, over: Callable[[], object]) -> None:
         me = greenlet.getcurrent()
         stream = self.stream
         hub = me.parent
         if hub is None or not stream.reactor.on_thread:
-            super()._pause(timeout, what)
+            super()._pause(timeout, what, over)
             return
         wake = me.switch
         timer = None if timeout is None else stream.reactor.call_later(timeout, wake, True)
@@ -285,7 +285,10 @@ class GreenSession(StreamSession):
             while True:
                 if runs.touched:
                     runs.over()
-                message = connection.receive()
+                try:
+                    message = connection.receive()
+                except PeerClosed:
+                    return "drained" if connection.draining else "peer closed"
                 if host.handler.takes_batches:
                     replies = handler.messages([message, *self._more_messages()])
                 else:
@@ -296,8 +299,6 @@ class GreenSession(StreamSession):
                         connection.send(reply)
                 # It was handled, whether or not the handler had something to say to it.
                 self.stream.owing = self.stream.input.unread
-        except PeerClosed:
-            return "drained" if connection.draining else "peer closed"
         except BaseException as failure:
             error = failure
             if isinstance(failure, LongshoreError) and self.stream.state in ("closing", "closed"):
@@ -385,6 +386,7 @@ class GreenStrategy:
             reply.failed(error, len(data))
         finally:
             self._datagrams -= 1
+            reply.handled()
 
     def call(self, function: Callable[[], Any]) -> None:
         """Call it in a greenlet."""

@@ -62,6 +62,8 @@ class Arrival:
         ended_by = None if self.session is None else self.session.ended_by()
         if error is self.fault or ended_by is not None:
             return error is self.fault or error is ended_by
+        if isinstance(self.session, (SocketRequest, GreenRequest)):
+            return isinstance(error, ConnectionError) and self.session.has_raised(error)
         return isinstance(error, ConnectionError) and isinstance(self.request, socket.socket) and _is_gone(self.request)
 
     # -- what admission asks of a socket that it turns away ------------------------------------------------

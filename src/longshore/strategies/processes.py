@@ -64,6 +64,7 @@ class _Session(Session):
             max_pending=host.limits.max_pending_bytes,
             may_wait=lambda: not host.reactor.on_thread,
         )
+        self.link.session = self
         self.connection = Connection(self.link, peer=peer, local=local, server=host.facade)
         welcome["id"] = self.connection.id
         self._report: tuple[str, BaseException | None, int, int, int, int] | None = None
@@ -190,6 +191,7 @@ class _Datagram:
         if error is not None and self.child not in self._strategy.abandoned:
             self._reply.failed(error, self._size)
         self._strategy.host.handler_freed()
+        self._reply.handled()
 
 
 def death(outcome: int | OSError | None, pid: int | None, label: str) -> WorkerDied | None:

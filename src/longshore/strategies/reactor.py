@@ -28,41 +28,47 @@ class _MessageLink(StreamLink):
 
     session: _MessageSession
 
+    # Bases are named here, and in sessions: `super()` would cost a short connection as much as all that they do.
+
     def opened(self) -> None:
-        super().opened()
+        StreamLink.opened(self)
         self.session.ready()
 
     def idled(self) -> None:
         self.session.idled()
 
     def closed(self, cause: str, error: BaseException | None) -> None:
-        super().closed(cause, error)
+        StreamLink.closed(self, cause, error)
         self.session.stream_closed(cause, error)
+        # They would keep each other alive until the garbage collector comes.
+        del self.session
 
 
 class _MessageSession(StreamSession):
     """One connection and its message handler; the receiver of what is unusual about its messages."""
 
+    #: The `MessageHandler`; None for a function, which has no hooks.
+    _handler: Any = None
+    _started = False
+
     def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
-        super().__init__(host, sock, peer, local, tls, _MessageLink())
-        #: The `MessageHandler`; None for a function, which has no hooks.
-        self._handler: Any = None
-        self._started = False
+        StreamSession.__init__(self, host, sock, peer, local, tls, _MessageLink())
 
     def ready(self) -> None:
         """The stream can be used: for the first time, or again after `start_tls`."""
+        stream = self.link.stream
         if self._started:
-            self.stream.go_on()
+            stream.go_on()
             return
         self._started = True
-        self.opened(tls_version(self.link))
+        self.opened(None if stream.tls is None else tls_version(self.link))
         handler = self.host.handler
         call, subject = handler.target, self.connection
         if handler.kind == "session":
             session = self._handler = handler.session_for(self.connection, self.host.facade, self.client_address)
             self._guarded(session.connected)
             call, subject = session.messages if handler.takes_batches else session.message, None
-        self.stream.dispatch(call, subject, self, batches=handler.takes_batches)
+        stream.dispatch(call, subject, self, batches=handler.takes_batches)
 
     def idled(self) -> None:
         """Let the handler do something about the silence."""
@@ -87,7 +93,7 @@ class _MessageSession(StreamSession):
     def input_failed(self, error: Exception) -> None:
         """There will be no further message."""
         if isinstance(error, PeerClosed):
-            self.stream.close("drained" if self.connection.draining else "peer closed", error)
+            self.link.stream.close("drained" if self.connection.draining else "peer closed", error)
         elif isinstance(error, LongshoreError):
             self.stream.close("framing", error)
         else:
@@ -148,8 +154,8 @@ class ReactorStrategy:
         return None
 
     def run(self) -> None:
-        """Turn the reactor."""
-        self._host.reactor.run()
+        """Turn the reactor, in the context that all its handlers see."""
+        self._host.context().run(self._host.reactor.run)
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
         """A session on a stream."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from longshore.buffers import InputBuffer
 from longshore.errors import ClosedError, LimitExceeded, LongshoreError, WriteTimeout
+from longshore.limits import NEAR
 from longshore.links import LATER
 from longshore.strategies.wire import pack_error
 
@@ -27,6 +28,9 @@ __all__ = ("RemoteLink",)
 
 class RemoteLink:
     """A link whose other half is in a child; `tell(verb, *args)` sends to it, from any thread."""
+
+    #: The `strategies.Session` whose connection it is.
+    session: Any = None
 
     def __init__(
         self,
@@ -102,8 +106,13 @@ class RemoteLink:
                 )
             self._wait(lambda: self.pending <= self._max_pending, timeout)
             self._check()
+        self._give(data)
+
+    def _give(self, data: bytes) -> None:
         self._given += len(data)
         self._tell("write", data)
+        if self.session is not None and self.pending >= NEAR * self._max_pending:
+            self.session.host.near_pending(self.pending)
 
     def _wait(self, done: Callable[[], bool], timeout: float | None) -> None:
         sleeper = threading.Event()
@@ -120,8 +129,7 @@ class RemoteLink:
         """Give `data` to the child unless the peer does not keep up."""
         if self.ended or self.pending > self._max_pending:
             return False
-        self._given += len(data)
-        self._tell("write", data)
+        self._give(data)
         return True
 
     def flush(self, timeout: float | None = None) -> None:

@@ -31,7 +31,7 @@ class StreamSession(Session):
     """A session whose socket the reactor owns."""
 
     def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, link: StreamLink) -> None:
-        super().__init__(host, peer, local)
+        Session.__init__(self, host, peer, local)
         session = None
         if tls is not None:
             from longshore.tls import Session as TLSSession
@@ -70,7 +70,7 @@ class StreamSession(Session):
 
     def begin(self) -> None:
         """Let the stream read: its handshake, if there is one, and then the handler."""
-        self.stream.start()
+        self.link.stream.start()
 
     def idle_since(self) -> float | None:
         """When the last byte moved, if nothing is owed to this peer now."""
@@ -85,12 +85,17 @@ class StreamSession(Session):
 
     def traffic(self) -> tuple[int, int, int]:
         """Bytes received, sent, unsent."""
-        return self.stream.received, self.stream.sent, self.stream.pending
+        stream = self.link.stream
+        return stream.received, stream.sent, stream.pending
 
     def evict(self) -> None:
         """End now; nothing is owed to an idle peer."""
         self.stream.close("evicted", ClosedError(f"{self.peer} was idle, and its place was needed"), linger=False)
         self.link.arrived()
+
+    def hold(self, held: bool) -> None:
+        """Read nothing for now, or read again as before."""
+        self.stream.hold(held)
 
     def overdrawn(self, error: LimitExceeded) -> None:
         """End at once: what it holds will not be taken."""

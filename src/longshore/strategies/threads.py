@@ -7,9 +7,11 @@ messages stay in order, and an idle connection holds no thread.  Nothing here re
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from longshore import runs
+from longshore.buffers import octets
 from longshore.errors import LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
@@ -32,6 +34,8 @@ __all__ = ("Refused", "ThreadsStrategy", "guarded_call", "handle_datagram")
 
 #: Messages that a handler which takes batches gets at once.
 BATCH = 256
+#: Jobs of those who always have another one whose end the reactor sees to in one turn.
+SETTLED = 32
 #: Datagrams that may wait for each thread of the pool.
 DATAGRAMS_PER_THREAD = 16
 
@@ -89,11 +93,49 @@ def handle_datagram(host: Host, data: bytes, reply: Any, address: Any) -> None:
         host.handler.call_datagram(data, reply, address, host.facade)
     except Exception as error:
         reply.failed(error, len(data))
+    finally:
+        reply.handled()
 
 
 def _inside(host: Host, function: Callable[..., Any], *args: Any) -> Any:
     with host.calling():
         return function(*args)
+
+
+class _Finished:
+    """Jobs that the pool has done, on their way to the reactor's thread.
+
+    There too a flood of those who always have another one must not delay the others: they come after them, and some a
+    turn, so that the reactor looks at its sockets between.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._first: deque[Callable[[], object]] = deque()
+        self._behind: deque[Callable[[], object]] = deque()
+        self._posted = False
+
+    def add(self, settle: Callable[[], object], *, behind: bool) -> None:
+        """Have `settle()` called; from any thread."""
+        # Before it is looked whether the reactor comes anyway: whoever clears that looks here afterwards.
+        (self._behind if behind else self._first).append(settle)
+        if not self._posted:
+            self._post()
+
+    def _post(self) -> None:
+        self._posted = True
+        self._host.reactor.post(self._settle)
+
+    def _settle(self) -> None:
+        self._posted = False
+        try:
+            while self._first:
+                self._first.popleft()()
+            for _ in range(min(SETTLED, len(self._behind))):
+                self._behind.popleft()()
+        finally:
+            if (self._first or self._behind) and not self._posted:
+                self._post()
 
 
 class _PooledLink(StreamLink):
@@ -129,13 +171,15 @@ class _PooledLink(StreamLink):
 class _PooledSession(StreamSession):
     """One connection of a message handler; its state belongs to the reactor's thread, its jobs to the pool."""
 
-    def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, crew: Crew) -> None:
+    def __init__(
+        self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, pool: tuple[Crew, _Finished]
+    ) -> None:
         link = _PooledLink()
         super().__init__(host, sock, peer, local, tls, link)
         # A reply is sent when it is there: the next message is another thread's, and may take its time.
         self.stream.coalescing = False
         self._link = link
-        self._crew = crew
+        self._crew, self._finished = pool
         self._handler: Any = None
         self._started = False
         self._busy = False
@@ -183,8 +227,8 @@ class _PooledSession(StreamSession):
 
     # -- one job after the other -------------------------------------------------------------------------
 
-    def go_on(self) -> None:
-        """Give the pool the next thing to do for this connection, unless it has one."""
+    def go_on(self, *, behind: bool = False) -> None:
+        """Give the pool the next thing to do for this connection, unless it has one; `behind` what others wait for."""
         if self._busy or not self.handler_running:
             return
         if self._hooks:
@@ -196,7 +240,7 @@ class _PooledSession(StreamSession):
         found = self._next()
         if found:
             self.connection.messages += len(found)
-            self._submit(self._handle, found)
+            self._submit(self._handle, found, behind=behind)
         elif self.stream.state == "open" and self.connection.draining and not self.is_owed:
             self.stream.close("drained", linger=self.stream.owing)
 
@@ -234,25 +278,28 @@ class _PooledSession(StreamSession):
         else:
             self._fail(error)
 
-    def _submit(self, job: Callable[..., None], *args: Any, then: Callable[[], None] | None = None) -> None:
+    def _submit(
+        self, job: Callable[..., None], *args: Any, then: Callable[[], None] | None = None, behind: bool = False
+    ) -> None:
         self._busy = True
         name = f"{self.host.handler.name} for {self.peer}"
-        self._crew.submit(name, lambda: self._run(job, args, then or self.go_on))
+        # Whoever has sent the next message before it got its answer can wait rather than whoever asks and waits.
+        self._crew.submit(name, lambda: self._run(job, args, then or self._go_on_behind, behind), behind=behind)
 
-    def _run(self, job: Callable[..., None], args: tuple[Any, ...], then: Callable[[], None]) -> None:
+    def _go_on_behind(self) -> None:
+        self.go_on(behind=True)
+
+    def _run(self, job: Callable[..., None], args: tuple[Any, ...], then: Callable[[], None], behind: bool) -> None:
         """On a thread of the pool: do it, and post what came of it."""
         replies: list[bytes] = []
         error: BaseException | None = None
         try:
             self.host.context().run(_inside, self.host, job, replies, *args)
-        except SystemExit:
-            # As in any thread, it ends quietly; there is no thread of the connection's own to end.
-            pass
         except BaseException as caught:
             error = caught
         if runs.touched:
             runs.over()
-        self.host.reactor.post(self._done, replies, error, then)
+        self._finished.add(lambda: self._done(replies, error, then), behind=behind)
 
     def _begin(self, replies: list[bytes]) -> None:
         self._handler = self.host.handler.session_for(self.connection, self.host.facade, self.client_address)
@@ -271,7 +318,7 @@ class _PooledSession(StreamSession):
             if answer is not None:
                 # Encoded here, so that a reply which the framing refuses is the handler's failure.
                 framing = self.connection.framing
-                replies.append(bytes(answer) if framing is None else framing.encode(answer))
+                replies.append(octets(answer) if framing is None else framing.encode(answer))
 
     def _done(self, replies: list[bytes], error: BaseException | None, then: Callable[[], None]) -> None:
         """On the reactor's thread: send the replies, and go on."""
@@ -282,7 +329,10 @@ class _PooledSession(StreamSession):
                 self._lost += len(reply)
         # Not before: a write that leaves at once calls the sink, which would go on with what comes after them.
         self._busy = False
-        if error is not None:
+        if isinstance(error, SystemExit):
+            # As in any thread, it ends quietly what is the thread's: here, this connection.
+            self.stream.close()
+        elif error is not None:
             self._fail(error)
         then()
 
@@ -326,6 +376,7 @@ class ThreadsStrategy:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._crew = Crew(lambda: host.limits.max_threads)
+        self._finished = _Finished(host)
         # Not the pool: with every place taken by connections, nothing else would ever run there.  Their number
         # is bounded before open() is called.
         self._handlers = Crew(lambda: None)
@@ -341,7 +392,7 @@ class ThreadsStrategy:
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
         """A session on a stream, or one with a thread of its own."""
         if self._host.handler.takes_messages:
-            return _PooledSession(self._host, sock, peer, local, tls, self._crew)
+            return _PooledSession(self._host, sock, peer, local, tls, (self._crew, self._finished))
         try:
             return BlockingSession(self._host, sock, peer, local, tls, self._submit)
         except OSError as error:

@@ -115,6 +115,8 @@ class Call:
         self._tell(self.future.set_exception, error)
 
     def _tell(self, verb: Callable[[Any], object], value: Any) -> None:
+        # Nobody cancels it any more, and they are not to keep each other until the collector comes.
+        self.future.call = None
         try:
             verb(value)
         except concurrent.futures.InvalidStateError:

@@ -10,6 +10,7 @@ import atexit
 import concurrent.futures
 import itertools
 import pickle
+import threading
 import weakref
 from collections.abc import Sized
 from dataclasses import dataclass
@@ -48,6 +49,12 @@ class PoolStatistics:
     """Processes that have died in a task or of themselves."""
     recycled: int
     """Processes that were replaced because of their tasks, age or memory."""
+    done: int
+    """Tasks that have returned."""
+    failed: int
+    """Tasks that have raised, took too long, or whose process died."""
+    cancelled: int
+    """Tasks that were cancelled."""
 
 
 class _Closed(Promise):
@@ -119,6 +126,9 @@ class Pool(concurrent.futures.Executor):
         self._room = Room(max_pending)
         #: The futures of tasks that are not over.
         self._open: set[Future] = set()
+        #: How many tasks have ended, by how; done, failed, cancelled.
+        self._ended = [0, 0, 0]
+        self._counting = threading.Lock()
         self._shut = False
         self._closed = _Closed()
         _pools.add(self)
@@ -190,10 +200,14 @@ class Pool(concurrent.futures.Executor):
     def _over(self, future: Any) -> None:
         self._open.discard(future)
         self._room.release()
+        if future.done():
+            with self._counting:
+                self._ended[2 if future.cancelled() else future.exception(0) is not None] += 1
 
     def _cancelled(self, future: Future) -> None:
-        if future.call is not None:
-            self._backend.cancel(future.call)
+        call = future.call
+        if call is not None:
+            self._backend.cancel(call)
 
     # -- many tasks ------------------------------------------------------------------------------------
 
@@ -427,7 +441,9 @@ class Pool(concurrent.futures.Executor):
 
     def statistics(self) -> PoolStatistics:
         """The pool's figures."""
-        return PoolStatistics(pending=self._room.used, **self._backend.figures())
+        done, failed, cancelled = self._ended
+        ended = {"done": done, "failed": failed, "cancelled": cancelled}
+        return PoolStatistics(pending=self._room.used, **ended, **self._backend.figures())
 
 
 class _Progress:

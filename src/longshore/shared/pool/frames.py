@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import socket
 
-__all__ = ("FAILED", "HEAD", "LEAVING", "READY", "RESULT", "SETUP", "TASK", "UNFIT", "Inbox", "frame", "read_frame")
+__all__ = ("FAILED", "HEAD", "LEAVING", "READY", "RESULT", "SETUP", "TASK", "UNFIT", "Inbox", "frame")
 
 HEAD = struct.Struct("=cQ")
 #: To the process: how it is to be, and a call.
@@ -30,30 +30,8 @@ def frame(kind: bytes, payload: bytes) -> bytes:
     return HEAD.pack(kind, len(payload)) + payload
 
 
-def read_frame(sock: socket.socket) -> tuple[bytes, bytearray] | None:
-    """The next frame from a blocking socket; None at the end of the stream."""
-    head = _exactly(sock, HEAD.size)
-    if head is None:
-        return None
-    kind, size = HEAD.unpack(head)
-    payload = _exactly(sock, size)
-    return None if payload is None else (kind, payload)
-
-
-def _exactly(sock: socket.socket, size: int) -> bytearray | None:
-    data = bytearray(size)
-    with memoryview(data) as view:
-        start = 0
-        while start < size:
-            count = sock.recv_into(view[start:])
-            if not count:
-                return None
-            start += count
-    return data
-
-
 class Inbox:
-    """Cuts what comes from one process into frames; a large payload is received into its place at once."""
+    """Cuts what comes from the other side into frames; a large payload is received into its place at once."""
 
     __slots__ = ("_buffer", "_got", "_kind", "_payload")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.errors import LimitExceeded
 from longshore.shared.pool.contract import Unpicklable, describe_call, is_many, shown
-from longshore.shared.pool.frames import FAILED, HEAD, LEAVING, READY, RESULT, UNFIT, read_frame
+from longshore.shared.pool.frames import FAILED, HEAD, LEAVING, READY, RESULT, UNFIT, Inbox
 from longshore.strategies.wire import pack_error
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class _Process:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
         self._socket = sock
+        self._inbox = Inbox()
         self._pid = os.getpid()
         self._identity = self._look()
         self._setup: Setup = None  # type: ignore[assignment]  # comes with the first frame
@@ -84,7 +85,7 @@ class _Process:
 
     def run(self) -> None:
         """Set up, say so, and work."""
-        first = read_frame(self._socket)
+        first = self._receive()
         if first is None:
             return
         self._setup = pickle.loads(first[1])
@@ -103,7 +104,7 @@ class _Process:
                 return
         self._send(READY, b"%d" % self._pid)
         while True:
-            received = read_frame(self._socket)
+            received = self._receive()
             if received is None:
                 return
             kind, payload = self._work(received[1])
@@ -112,9 +113,18 @@ class _Process:
             if kind == LEAVING:
                 return
 
+    def _receive(self) -> tuple[bytes, bytes | bytearray] | None:
+        """The next frame; None at the end of the stream."""
+        while True:
+            found = self._inbox.receive(self._socket)
+            if not isinstance(found, bool):
+                return found
+            if not found:
+                return None
+
     # -- one task --------------------------------------------------------------------------------------
 
-    def _work(self, payload: bytearray) -> tuple[bytes, bytes]:
+    def _work(self, payload: bytes | bytearray) -> tuple[bytes, bytes]:
         """Run one call: the kind of the answer, and its payload."""
         growth = self._setup.growth
         if growth is None:
@@ -138,7 +148,7 @@ class _Process:
 
     _name = ""
 
-    def _call(self, payload: bytearray) -> tuple[bytes, bytes]:
+    def _call(self, payload: bytes | bytearray) -> tuple[bytes, bytes]:
         self._name = ""
         try:
             try:

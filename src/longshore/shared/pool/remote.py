@@ -78,8 +78,9 @@ def run_there(options: bytes, number: int, payload: bytes, name: str, timeout: f
 
 
 def _end(future: Future) -> None:
-    if future.call.pool is not None:
-        future.call.pool.cancel(future.call)
+    call = future.call
+    if call is not None and call.pool is not None:
+        call.pool.cancel(call)
 
 
 def _pool(name: str, packed: bytes) -> Local:

@@ -57,7 +57,7 @@ class Room:
         with self._lock:
             if self._closed:
                 raise PoolClosed("this pool was shut down", hint="Make a new Pool.")
-            if self.used < self.limit and not self._waiting:
+            if self.used < self.limit:
                 self.used += 1
                 return None
             slot = _Slot()

@@ -183,7 +183,7 @@ class Future(Promise):
         self._cancelling = threading.Lock()
         #: Whether it has started.
         self.began = False
-        #: What it is the future of, as its pool knows it.
+        #: What it is the future of, as its pool knows it; None once that is over.
         self.call: Any = None
 
     def running(self) -> bool:

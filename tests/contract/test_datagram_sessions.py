@@ -1,0 +1,151 @@
+"""Datagrams whose handlers wait: each peer's in order, one at a time, and a drain waits for those at work."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+import longshore
+from longshore import MessageHandler
+from longshore.events import DatagramDropped, HandlerFailed, ServerDraining
+
+WAITING = ["threads", "green", "async"]
+
+
+def udp_client(url: str) -> socket.socket:
+    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.settimeout(5)
+    client.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+    return client
+
+
+def answering_late(entered, release):
+    """A function that waits for `release`, and its async twin."""
+
+    def late(message: bytes, peer: Any) -> bytes:
+        entered.set()
+        longshore.to_thread(release.wait, 5)
+        return b"late"
+
+    async def late_async(message: bytes, peer: Any) -> bytes:
+        entered.set()
+        await asyncio.to_thread(release.wait, 5)
+        return b"late"
+
+    return {"async": late_async}, late
+
+
+@pytest.mark.parametrize("strategy", WAITING)
+def test_a_drain_waits_for_the_handlers_of_datagrams(longshore_server, strategy):
+    entered, release = threading.Event(), threading.Event()
+    own, usual = answering_late(entered, release)
+    server = longshore_server(own.get(strategy, usual), "udp://127.0.0.1:0", strategy=strategy)
+    with udp_client(server.url) as client:
+        client.send(b"?")
+        assert entered.wait(5)
+        drained = threading.Thread(target=server.drain)
+        drained.start()
+        server.events.wait_for(ServerDraining)
+        release.set()
+        assert client.recv(100) == b"late"
+        drained.join(5)
+    assert not drained.is_alive()
+    assert server.report.abandoned == ()
+
+
+def counting_sessions(log):
+    """A session that goes away in the middle of its first message, and its async twin."""
+
+    class Session(MessageHandler):
+        def connected(self):
+            log.append("connected")
+
+        def message(self, message):
+            log.append(message)
+            if message == b"1":
+                longshore.sleep(0.05)
+            log.append(message)
+            return message
+
+        def draining(self, deadline):
+            log.append("draining")
+
+        def disconnected(self, error):
+            log.append("disconnected")
+
+    class AsyncSession(MessageHandler):
+        async def connected(self):
+            await asyncio.sleep(0)
+            log.append("connected")
+
+        async def message(self, message):
+            log.append(message)
+            if message == b"1":
+                await asyncio.sleep(0.05)
+            log.append(message)
+            return message
+
+        async def draining(self, deadline):
+            await asyncio.sleep(0)
+            log.append("draining")
+
+        async def disconnected(self, error):
+            log.append("disconnected")
+
+    return {"async": AsyncSession}, Session
+
+
+@pytest.mark.parametrize("strategy", WAITING)
+def test_a_peers_datagrams_are_with_its_session_one_at_a_time_between_its_hooks(longshore_server, strategy):
+    log: list[Any] = []
+    own, usual = counting_sessions(log)
+    server = longshore_server(own.get(strategy, usual), "udp://127.0.0.1:0", strategy=strategy)
+    with udp_client(server.url) as client:
+        for message in (b"1", b"2", b"3"):
+            client.send(message)
+        assert [client.recv(100) for _ in range(3)] == [b"1", b"2", b"3"]
+    server.drain()
+    assert log == ["connected", b"1", b"1", b"2", b"2", b"3", b"3", "draining", "disconnected"]
+    assert server.events.of(HandlerFailed) == []
+
+
+@pytest.mark.parametrize("strategy", WAITING)
+def test_a_peer_that_overruns_its_session_loses_what_is_over_the_bound(longshore_server, strategy):
+    entered, release = threading.Event(), threading.Event()
+    own, usual = answering_late(entered, release)
+
+    class Session(MessageHandler):
+        def message(self, message):
+            return usual(message, self.connection)
+
+    class AsyncSession(MessageHandler):
+        async def message(self, message):
+            return await own["async"](message, self.connection)
+
+    server = longshore_server(AsyncSession if strategy == "async" else Session, "udp://127.0.0.1:0", strategy=strategy)
+    with udp_client(server.url) as client:
+        client.send(b"first")
+        assert entered.wait(5)
+        for _ in range(65):
+            client.send(b"more")
+        assert server.events.wait_for(DatagramDropped).reason == "its session is busy"
+        release.set()
+        assert [client.recv(100) for _ in range(65)] == [b"late"] * 65
+
+
+def test_an_async_session_takes_datagrams_in_batches_if_it_wants(longshore_server):
+    class Batches(MessageHandler):
+        async def message(self, message):
+            raise AssertionError("they come in batches")
+
+        async def messages(self, batch):
+            return [b"%d" % len(batch)]
+
+    server = longshore_server(Batches, "udp://127.0.0.1:0")
+    with udp_client(server.url) as client:
+        client.send(b"?")
+        assert client.recv(100) == b"1"
