@@ -47,7 +47,7 @@ _AT_ONCE = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _GREETING = 10.0
 #: Seconds that whoever joins waits for a broker that is being started again, and the pauses in which it looks.  A
 #: broker that will not come back has taken its key along.
-_RETURN, _AGAIN = 2.0, 0.01
+_RETURN, _AGAIN = 5.0, 0.01
 _places: WeakSet[LocalPlace] = WeakSet()
 
 
