@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -180,6 +182,27 @@ def test_what_arrives_meanwhile_is_not_taken_before_the_turn_comes(strategy):
     with running_server(chosen, strategy=strategy) as server, Client(server.url) as client:
         assert client.recv_until_closed() == b"done"
     assert seen == [False, False]
+
+
+def test_what_is_left_over_by_many_keeps_nobody_waiting_for_all_of_it():
+    seen: list[str] = []
+    done = threading.Event()
+
+    def begin() -> None:
+        for _ in range(5):
+            server.reactor.again(work)
+        server.reactor.again(done.set)
+
+    def work() -> None:
+        seen.append("left over")
+        server.reactor.post(seen.append, "another")
+        # More than a turn has for this.
+        time.sleep(0.002)
+
+    with running_server(lines, strategy="green") as server:
+        server.reactor.post(begin)
+        assert done.wait(10)
+    assert seen[:4] == ["left over", "another"] * 2
 
 
 def test_who_cannot_wait_for_a_turn_has_all_of_it_at_once():

@@ -20,7 +20,7 @@ use crate::engine::{Engine, Framing, Poller, Slab, Timeouts, Token};
 
 /// A bit that no token of a stream has: a slab would need two thousand million generations.
 pub const WATCHED: u64 = 1 << 63;
-/// Seconds that sources get before timers and other threads have their turn.
+/// Seconds that sources get before timers and other threads have their turn, and what was left over after them.
 pub const BUDGET: f64 = 0.001;
 /// Where no thread turns the reactor.
 pub const NO_THREAD: u64 = u64::MAX;
@@ -351,6 +351,7 @@ impl Reactor {
             callback.bind(py).call1(args.bind(py).clone())?;
         }
         let again = me.with(py, |core| core.again.len());
+        let began = if again > 0 { monotonic() } else { started };
         for _ in 0..again {
             match me.with(py, |core| core.again.pop_front()) {
                 Some(Work::Call(callback)) => drop(callback.bind(py).call0()?),
@@ -358,7 +359,10 @@ impl Reactor {
                 Some(Work::Rested(stream)) => Stream::rested(stream.bind(py))?,
                 None => break,
             }
-            Self::flush_behind(slf)?;
+            // Many that had much to do would keep others waiting as a flood of sources does: the rest goes on next time.
+            if Self::flush_behind(slf)?.unwrap_or_else(monotonic) - began > BUDGET {
+                break;
+            }
         }
         Ok(())
     }

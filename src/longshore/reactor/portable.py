@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ("PortableReactor",)
 
+#: Seconds that what earlier turns left over gets before everybody else has another turn.
+BUDGET = 0.001
+
 
 class PortableReactor:
     """A reactor on the best selector that the system has."""
@@ -158,10 +161,13 @@ class PortableReactor:
             for _ in range(len(self._posted)):
                 posted, args = self._posted.popleft()
                 posted(*args)
+            began = time.monotonic()
             for _ in range(len(self._again)):
                 self._again.popleft()()
                 if self._dirty:
                     self.flush()
+                if time.monotonic() - began > BUDGET:
+                    break
         finally:
             self._turning = False
             self.flush()
