@@ -265,6 +265,9 @@ class Host:
         self.strategy = AsyncStrategy(self)  # type: ignore[arg-type]
         self._thread = threading.Thread(target=self._run)
 
+    def wants(self, kind: type) -> bool:
+        return True
+
     def emit(self, event: Any) -> None:
         self.events.append(event)
 
