@@ -13,13 +13,13 @@ import urllib.request
 from prometheus_client.parser import text_string_to_metric_families
 
 from longshore import Server
-from longshore.channel import Channel
 from longshore.control.agent import Agent
 from longshore.control.plane import Plane
-from longshore.liaison import Liaison
 from longshore.listeners import bind
-from longshore.meter import COUNTERS, GAUGES, HISTOGRAMS, Meter
-from longshore.region import Region, SharedCounters
+from longshore.supervisor.channel import Channel
+from longshore.supervisor.liaison import Liaison
+from longshore.supervisor.meter import COUNTERS, GAUGES, HISTOGRAMS, Meter
+from longshore.supervisor.region import Region, SharedCounters
 
 __all__ = ("Harbour", "echo", "ready")
 

@@ -29,10 +29,10 @@ from longshore.errors import (
     HandshakeTimeout,
 )
 from longshore.framing.fields import check_framing
-from longshore.links import StreamLink
-from longshore.packet_links import PacketLink
+from longshore.links.packets import PacketLink
+from longshore.links.sockets import SocketLink
+from longshore.links.streams import StreamLink
 from longshore.proxy import header
-from longshore.socket_links import SocketLink
 from longshore.tls import Session, TLSError, client_context, describe
 
 if TYPE_CHECKING:
@@ -405,7 +405,7 @@ async def _open_connection(
 ) -> AsyncConnection:
     import asyncio
 
-    from longshore.async_links import AsyncLink
+    from longshore.links.tasks import AsyncLink
 
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -439,7 +439,7 @@ class _Shared:
     _by_loop: dict[asyncio.AbstractEventLoop, _Shared] = {}  # noqa: RUF012  # one registry for the process
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        from longshore.async_links import embed
+        from longshore.links.tasks import embed
         from longshore.reactor import create
 
         self._loop = loop

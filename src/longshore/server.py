@@ -350,7 +350,7 @@ class Server:
     async def __aenter__(self) -> Server:
         import asyncio
 
-        from longshore.async_links import embed
+        from longshore.links.tasks import embed
 
         if self.status != "new":
             raise ClosedError(f"async with {self!r}: it was started before", hint="Make a new Server.")

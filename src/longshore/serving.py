@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from longshore.config import Workers
     from longshore.events import Event
     from longshore.listeners import Listener
-    from longshore.plans import Plan
     from longshore.reports import DrainReport
+    from longshore.supervisor.plans import Plan
 
 __all__ = ("describe_service", "made_pool", "made_share", "serve", "serve_until_signalled", "supervise")
 
@@ -103,8 +103,8 @@ def made_share(given: Any, place: int, workers: int) -> AbstractContextManager[A
     size = _size(given)
     if size != "auto" and not isinstance(size, int):
         return made_pool(given)
+    from longshore.machine import usable_cpus
     from longshore.shared.pool.contract import share
-    from longshore.workforce import usable_cpus
 
     total = max(workers, usable_cpus()) if size == "auto" else int(size)
     return made_pool(share(total, workers, place))
@@ -124,8 +124,8 @@ def _serve_with_workers(
     options: dict[str, Any],
     watched: tuple[str | None, str | None],
 ) -> DrainReport:
-    from longshore.plans import Plan, refuse_processes
-    from longshore.workforce import staff
+    from longshore.supervisor.plans import Plan, refuse_processes
+    from longshore.supervisor.workforce import staff
 
     if pool is not None and not isinstance(pool, (int, str)):
         raise ConfigError(
@@ -158,7 +158,7 @@ def supervise(
 
     `observer` hears the supervisor's events, and where the doors are once it serves.
     """
-    from longshore.supervisor import Supervisor
+    from longshore.supervisor.supervisor import Supervisor
 
     station = broker = None
     if "longshore.shared.joining" in sys.modules:
@@ -244,7 +244,7 @@ def serve_until_signalled(
     """
     import signal
 
-    from longshore.signalling import Hangup
+    from longshore.supervisor.signalling import Hangup
 
     _tell_systemd(server, _on_reactor(server))
     reloads = _Reloads(server, reload)
@@ -311,7 +311,7 @@ class _Reloads:
         try:
             self._reload()
         except Exception as error:
-            from longshore.plans import words
+            from longshore.supervisor.plans import words
 
             emit(ReloadFailed(reason=words(error)))
             return

@@ -9,7 +9,7 @@ three class attributes give any server `limits`, `timeouts` and `tls`.  `GreenMi
 
 The mixins work on any server built on the standard module too: `class Fast(GreenMixIn, http.server.HTTPServer)`.
 
-The only place that subclasses `socketserver`; what stands behind the hooks is `hosting.py`'s business.
+The only place that subclasses `socketserver`; what stands behind the hooks is `dropin/hosting.py`'s business.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from longshore import runs
 from longshore.config import TLS, Limits, Timeouts
-from longshore.hosting import Hosting
+from longshore.dropin.hosting import Hosting
+from longshore.dropin.manners import CHILDREN, GREEN, INLINE, THREADS, UNLIMITED, Manner
 from longshore.listeners import BACKLOG
-from longshore.manners import CHILDREN, GREEN, INLINE, THREADS, UNLIMITED, Manner
 from longshore.reactor.datagrams import BUFFER
 
 if TYPE_CHECKING:

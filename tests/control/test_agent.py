@@ -12,8 +12,8 @@ from longshore import Lines, Server, connect
 from longshore.config import Limits, Timeouts
 from longshore.control.agent import Agent
 from longshore.events import ConnectionRejected
-from longshore.meter import COUNTERS, GAUGES, HISTOGRAMS, Meter
-from longshore.region import Region, SharedCounters
+from longshore.supervisor.meter import COUNTERS, GAUGES, HISTOGRAMS, Meter
+from longshore.supervisor.region import Region, SharedCounters
 
 
 def echo(connection):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from longshore.channel import BACKLOG, Channel
+from longshore.supervisor.channel import BACKLOG, Channel
 
 
 @pytest.fixture

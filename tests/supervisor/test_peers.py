@@ -12,9 +12,9 @@ from collections import Counter
 import pytest
 
 from longshore.networks import key_of, packed
-from longshore.places import Places
-from longshore.region import Region
-from longshore.tally import SharedPeerGate, Tally
+from longshore.supervisor.places import Places
+from longshore.supervisor.region import Region
+from longshore.supervisor.tally import SharedPeerGate, Tally
 from tests.supervisor.conftest import wait_for
 
 FIRST, SECOND = packed("192.0.2.1"), key_of(packed("2001:db8::1"))

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from longshore.errors import ConfigError
-from longshore.region import SLOTS, Region, SharedCounters
+from longshore.supervisor.region import SLOTS, Region, SharedCounters
 
 BOUNDS = (0.1, 1.0)
 

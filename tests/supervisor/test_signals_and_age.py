@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from longshore import Workers
-from longshore.pulse import Pulse
-from longshore.region import Region
+from longshore.supervisor.pulse import Pulse
+from longshore.supervisor.region import Region
 from tests.supervisor.conftest import WHO, alive, wait_for
 
 pytestmark = pytest.mark.slow

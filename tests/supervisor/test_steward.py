@@ -1,4 +1,4 @@
-"""A control process beside the workers, as the seam in `longshore.liaison` has it."""
+"""A control process beside the workers, as the seam in `longshore.supervisor.liaison` has it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 import json, os, select, socket, sys
 from longshore import Server, Workers
-from longshore.liaison import Control
-from longshore.plans import Plan
+from longshore.supervisor.liaison import Control
+from longshore.supervisor.plans import Plan
 from longshore.serving import _announce
-from longshore.supervisor import Supervisor
+from longshore.supervisor.supervisor import Supervisor
 import contextlib
 
 def control(liaison):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from longshore.privileges import Identity
+from longshore.supervisor.privileges import Identity
 from tests.supervisor.conftest import COMMAND, WHO, alive, wait_for
 
 pytestmark = pytest.mark.slow

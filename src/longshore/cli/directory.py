@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 
-from longshore import upgrade
+from longshore.supervisor import upgrade
 
 __all__ = ("Directory",)
 

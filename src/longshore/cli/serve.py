@@ -124,9 +124,9 @@ def _build(target: str, config: Config, addresses: Sequence[str | Listener], poo
 def _serve_with_workers(arguments: ServeArguments) -> int:
     """Keep workers, of which each imports the target itself; nothing of it is imported here."""
     from longshore.cli.directory import Directory
-    from longshore.plans import Plan, refuse_processes
     from longshore.serving import made_share, supervise
-    from longshore.workforce import staff
+    from longshore.supervisor.plans import Plan, refuse_processes
+    from longshore.supervisor.workforce import staff
 
     directory = Directory()
     directory.enter()
@@ -267,7 +267,7 @@ def _owner(config: Config) -> tuple[int, int]:
     """To whom a log file is given, so that workers can open it once they are somebody else."""
     if os.geteuid() != 0 or (config.prefork.user is None and config.prefork.group is None):
         return -1, -1
-    from longshore.privileges import Identity
+    from longshore.supervisor.privileges import Identity
 
     identity = Identity.of(config.prefork.user, config.prefork.group)
     numbers = (None, None) if identity is None else (identity.uid, identity.gid)

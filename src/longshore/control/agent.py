@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from longshore.events import Event
-    from longshore.meter import Meter
     from longshore.server import Server
     from longshore.strategies import Session
+    from longshore.supervisor.meter import Meter
 
 __all__ = ("FRAMING", "Agent")
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longshore.errors import ConfigError
-from longshore.meter import COUNTERS
+from longshore.supervisor.meter import COUNTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from longshore.region import Histogram
+    from longshore.supervisor.region import Histogram
 
 __all__ = ("CONTENT_TYPE", "METRICS", "Metric", "require", "text")
 

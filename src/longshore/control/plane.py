@@ -25,16 +25,16 @@ from longshore.control.fleet import PATIENCE, Fleet, Member, Refusal, Silence
 from longshore.control.pages import Page, document, serve_pages
 from longshore.errors import ConfigError, LongshoreError
 from longshore.logfiles import reopen_logs
+from longshore.machine import resident
 from longshore.server import Server
 from longshore.settings import near_match
 from longshore.shared.figures import FIGURES, broker_figures
-from longshore.workforce import resident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from longshore.liaison import Liaison
     from longshore.listeners import Listener
+    from longshore.supervisor.liaison import Liaison
 
 __all__ = ("Plane",)
 

@@ -15,16 +15,16 @@ from longshore.control import metrics as words
 from longshore.control.commands import default_path
 from longshore.errors import ConfigError
 from longshore.events import ControlOpened
-from longshore.liaison import Control
 from longshore.listeners import bind
+from longshore.supervisor.liaison import Control
 
 if TYPE_CHECKING:
     import socket
     from typing import Any
 
-    from longshore.liaison import Liaison
     from longshore.listeners import Listener
-    from longshore.meter import Meter
+    from longshore.supervisor.liaison import Liaison
+    from longshore.supervisor.meter import Meter
 
 __all__ = ("Station",)
 

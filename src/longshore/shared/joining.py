@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from longshore.errors import ConfigError
+from longshore.machine import OWN
 
 if TYPE_CHECKING:
     from longshore.shared.places import Place
@@ -92,8 +93,6 @@ def join(url: str | None = None) -> Place:
             os.environ[VARIABLE] = place.url
         _inherited()[VARIABLE] = os.environ[VARIABLE]
         if _broker is not None:
-            from longshore.upgrade import OWN
-
             OWN.add(VARIABLE)
         return _place
 

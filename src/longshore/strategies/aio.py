@@ -1,6 +1,6 @@
 """Async handlers on asyncio: one task per connection, on the reactor's own thread.
 
-The loop turns the reactor (see `async_links.embed`), so async handlers get the reactor's reads, framing,
+The loop turns the reactor (see `links.tasks.embed`), so async handlers get the reactor's reads, framing,
 deadlines and TLS, and the loop is theirs for everything else: tasks, timers, other libraries.  uvloop is
 taken where it is installed.  Only this strategy knows tasks; it decides on no limit and accepts nothing.
 
@@ -17,12 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from longshore import runs
-from longshore.async_links import AsyncLink, Embedding, embed
 from longshore.connection import AsyncConnection
 from longshore.errors import ClosedError, FramingError, LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
 from longshore.handlers import settled
+from longshore.links.tasks import AsyncLink, Embedding, embed
 from longshore.strategies.streams import StreamSession, tls_version
 
 if TYPE_CHECKING:

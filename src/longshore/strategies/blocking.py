@@ -17,9 +17,9 @@ from longshore.connection import Connection
 from longshore.errors import ClosedError, HandshakeTimeout, LimitExceeded, LongshoreError, WriteTimeout
 from longshore.guard import Guard
 from longshore.limits import Watch, overdue
-from longshore.packet_links import PacketLink
+from longshore.links.packets import PacketLink
+from longshore.links.sockets import SocketLink
 from longshore.packets import are_packets
-from longshore.socket_links import SocketLink
 from longshore.sockets import guarded
 from longshore.strategies import Session, client_address_of
 

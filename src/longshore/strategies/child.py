@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from longshore.connection import Connection
 from longshore.errors import ClosedError, WouldBlock
 from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
-from longshore.packet_links import PacketLink
+from longshore.links.packets import PacketLink
+from longshore.links.sockets import SocketLink
 from longshore.packets import are_packets
 from longshore.reactor.clock import Clock
 from longshore.reactor.portable import PortableReactor
-from longshore.socket_links import SocketLink
 from longshore.strategies.blocking import BlockingSession
 from longshore.strategies.forwarding import forwarding
 from longshore.strategies.slots import SharedGuard

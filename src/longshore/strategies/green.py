@@ -17,7 +17,7 @@ from longshore import runs
 from longshore.errors import LongshoreError, PeerClosed, ReadTimeout
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
-from longshore.links import StreamLink
+from longshore.links.streams import StreamLink
 from longshore.strategies.classes import run_class
 from longshore.strategies.streams import StreamSession, tls_version
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.errors import LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
-from longshore.links import StreamLink
+from longshore.links.streams import StreamLink
 from longshore.strategies.streams import StreamSession, tls_version
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.connection import Connection
 from longshore.errors import ClosedError, LimitExceeded
-from longshore.links import StreamLink
+from longshore.links.streams import StreamLink
 from longshore.packets import are_packets
 from longshore.strategies import Session, client_address_of
 

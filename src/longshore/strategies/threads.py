@@ -17,7 +17,7 @@ from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
 from longshore.handlers import MessageHandler
 from longshore.limits import overdue
-from longshore.links import StreamLink
+from longshore.links.streams import StreamLink
 from longshore.strategies import Session
 from longshore.strategies.blocking import BlockingSession
 from longshore.strategies.crew import Crew

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from longshore.errors import ConfigError
+from longshore.machine import usable_cpus
 from longshore.shared.pool.contract import Call, Options, Unpicklable, call_each, describe_call, pack_call
 from longshore.shared.pool.results import Coming, Ordered, Results, Unordered
 from longshore.shared.pool.room import Room
 from longshore.shared.pool.waiting import Future, Promise
-from longshore.workforce import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

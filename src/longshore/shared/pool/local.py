@@ -32,6 +32,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from longshore.errors import ConfigError, LongshoreError, Timeout, WorkerDied
+from longshore.machine import resident
 from longshore.reactor.portable import PortableReactor
 from longshore.shared.pool.contract import PoolClosed, describe, pack_call
 from longshore.shared.pool.frames import FAILED, LEAVING, READY, RESULT, SETUP, TASK, UNFIT, frame
@@ -40,7 +41,6 @@ from longshore.shared.pool.nursery import Nursery
 from longshore.shared.pool.process import Setup
 from longshore.strategies.spawner import DIED, FORKED, REFUSED
 from longshore.strategies.wire import unpack_error
-from longshore.workforce import resident
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,18 +28,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from longshore.errors import ConfigError, LongshoreError
 from longshore.events import ServerAnnounced, ServerDraining, ServerStarted
 from longshore.logfiles import reopen_logs
-from longshore.meter import Meter
-from longshore.places import LOOK_AGAIN, SharedGate
-from longshore.tally import SharedPeerGate
+from longshore.supervisor.meter import Meter
+from longshore.supervisor.places import LOOK_AGAIN, SharedGate
+from longshore.supervisor.tally import SharedPeerGate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from longshore.channel import Channel
     from longshore.events import Event
-    from longshore.places import Places
-    from longshore.privileges import Identity
+    from longshore.supervisor.channel import Channel
+    from longshore.supervisor.places import Places
+    from longshore.supervisor.privileges import Identity
 
 __all__ = ("Assignment", "work")
 

@@ -22,7 +22,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from longshore.errors import HandshakeTimeout, LimitExceeded, ReadTimeout, WouldBlock, WriteTimeout
-from longshore.links import StreamLink
+from longshore.links.streams import StreamLink
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator

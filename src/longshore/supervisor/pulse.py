@@ -15,15 +15,15 @@ import time
 from typing import TYPE_CHECKING
 
 from longshore.events import WorkerBlocked
-from longshore.workforce import resident
+from longshore.machine import resident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from longshore.config import Workers
     from longshore.events import Event
-    from longshore.region import Region
-    from longshore.workforce import ChildProcess
+    from longshore.supervisor.region import Region
+    from longshore.supervisor.workforce import ChildProcess
 
 __all__ = ("Pulse",)
 

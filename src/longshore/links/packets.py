@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from longshore.buffers import PacketBuffer
+from longshore.links.sockets import SocketLink
 from longshore.packets import Packets
-from longshore.socket_links import SocketLink
 
 if TYPE_CHECKING:
     import socket

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from longshore.async_links import AsyncLink, embed
 from longshore.config import Limits, Timeouts
 from longshore.connection import AsyncConnection
 from longshore.errors import ClosedError, LimitExceeded, ReadTimeout, WriteTimeout
 from longshore.events import ConnectionClosed, HandlerFailed
 from longshore.framing import Lines
 from longshore.handlers import Handler, MessageHandler, understand
+from longshore.links.tasks import AsyncLink, embed
 from longshore.reactor.portable import PortableReactor
 from longshore.strategies.aio import AsyncStrategy
 

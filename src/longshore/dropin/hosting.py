@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from longshore import runs
 from longshore.addresses import format_peer
 from longshore.admission import Admission
-from longshore.children import Children
-from longshore.entrances import Front, Hatch
+from longshore.dropin.children import Children
+from longshore.dropin.entrances import Front, Hatch
+from longshore.dropin.keeper import Keeper
+from longshore.dropin.manners import THREADS, Attributes
 from longshore.events import HandlerFailed
-from longshore.keeper import Keeper
-from longshore.manners import THREADS, Attributes
 from longshore.reactor.portable import PortableReactor
 from longshore.reports import DrainReport
 from longshore.strategies.hooked import Arrival, BareRequest, GreenRequest, SocketRequest
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from longshore.config import Limits
+    from longshore.dropin.manners import Manner
     from longshore.events import Event
-    from longshore.manners import Manner
     from longshore.reactor.clock import Clock
     from longshore.strategies import Session
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import contextvars
 
     from longshore.config import Limits, Timeouts
+    from longshore.dropin.hosting import Hosting
     from longshore.events import Event
     from longshore.framing import Framing
-    from longshore.hosting import Hosting
     from longshore.reactor.portable import PortableReactor
     from longshore.strategies import Host, Session
     from longshore.strategies.green import GreenSession, Parking

@@ -1,6 +1,6 @@
 """Events as numbers: what a server has done since it began, in cells that another process can read.
 
-The only place that turns events into counts.  Who keeps them is a `Column` of `longshore.region`: memory that the
+The only place that turns events into counts.  Who keeps them is a `Column` of `region.py`: memory that the
 workers share with whoever publishes it, so figures can be read while their worker is busy, and outlive it.
 
 It publishes nothing: `longshore.control.metrics` makes text of it.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from longshore.events import Event
-    from longshore.region import Column
+    from longshore.supervisor.region import Column
 
 __all__ = ("COUNTERS", "GAUGES", "HISTOGRAMS", "LIMITS", "Meter")
 

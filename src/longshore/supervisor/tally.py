@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from longshore.networks import Who
-    from longshore.places import Places
+    from longshore.supervisor.places import Places
 
 __all__ = ("PEERS", "SharedPeerGate", "Tally")
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from longshore.anchorage import Target
     from longshore.config import Workers
     from longshore.listeners import Listener
-    from longshore.privileges import Identity
+    from longshore.supervisor.anchorage import Target
+    from longshore.supervisor.privileges import Identity
 
 __all__ = ("Before", "Plan", "refuse_processes", "words")
 

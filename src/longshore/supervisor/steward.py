@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.errors import ConfigError, LongshoreError
 from longshore.events import ControlEnded
-from longshore.liaison import Control, Liaison
-from longshore.region import SharedCounters
-from longshore.workforce import ChildProcess, cause_of
+from longshore.supervisor.liaison import Control, Liaison
+from longshore.supervisor.region import SharedCounters
+from longshore.supervisor.workforce import ChildProcess, cause_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from longshore.channel import Channel
-    from longshore.supervisor import Supervisor
+    from longshore.supervisor.channel import Channel
+    from longshore.supervisor.supervisor import Supervisor
 
 __all__ = ("Steward",)
 

@@ -26,10 +26,6 @@ import time
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from longshore.anchorage import Anchorage
-from longshore.brake import Brake
-from longshore.channel import Channel
-from longshore.chores import Chores
 from longshore.errors import ConfigError, LongshoreError
 from longshore.events import (
     ServerDraining,
@@ -44,31 +40,35 @@ from longshore.events import (
     WorkerRetiring,
 )
 from longshore.logfiles import reopen_logs
-from longshore.mainstay import Mainstay
-from longshore.meter import COUNTERS, GAUGES, HISTOGRAMS
-from longshore.pidfile import PidFile
-from longshore.places import Places
-from longshore.plans import words
-from longshore.privileges import Identity
-from longshore.pulse import Pulse
-from longshore.region import Region
-from longshore.reloading import Reload
 from longshore.reports import DrainReport, Statistics
-from longshore.signalling import SignalQueue
-from longshore.steward import Steward
 from longshore.subscribers import Subscribers
-from longshore.upgrade import Heritage, Successor, refusal
-from longshore.workers import BEAT, Assignment, work
-from longshore.workforce import ChildProcess, cause_of, reap_orphans
+from longshore.supervisor.anchorage import Anchorage
+from longshore.supervisor.brake import Brake
+from longshore.supervisor.channel import Channel
+from longshore.supervisor.chores import Chores
+from longshore.supervisor.mainstay import Mainstay
+from longshore.supervisor.meter import COUNTERS, GAUGES, HISTOGRAMS
+from longshore.supervisor.pidfile import PidFile
+from longshore.supervisor.places import Places
+from longshore.supervisor.plans import words
+from longshore.supervisor.privileges import Identity
+from longshore.supervisor.pulse import Pulse
+from longshore.supervisor.region import Region
+from longshore.supervisor.reloading import Reload
+from longshore.supervisor.signalling import SignalQueue
+from longshore.supervisor.steward import Steward
+from longshore.supervisor.upgrade import Heritage, Successor, refusal
+from longshore.supervisor.workers import BEAT, Assignment, work
+from longshore.supervisor.workforce import ChildProcess, cause_of, reap_orphans
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from longshore.events import Event
-    from longshore.liaison import Control
     from longshore.listeners import Listener
-    from longshore.mainstay import Source
-    from longshore.plans import Plan
+    from longshore.supervisor.liaison import Control
+    from longshore.supervisor.mainstay import Source
+    from longshore.supervisor.plans import Plan
 
 __all__ = ("Supervisor",)
 

@@ -33,13 +33,13 @@ import time
 from typing import TYPE_CHECKING
 
 from longshore.limits import Gate
-from longshore.tally import Tally
-from longshore.workforce import nameless
+from longshore.machine import nameless
+from longshore.supervisor.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from longshore.region import Region
+    from longshore.supervisor.region import Region
 
 __all__ = ("LOOK_AGAIN", "Places", "SharedGate")
 

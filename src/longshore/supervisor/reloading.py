@@ -11,13 +11,13 @@ import time
 from typing import TYPE_CHECKING
 
 from longshore.events import Reloaded, ReloadFailed, Reloading
-from longshore.plans import Before, Plan, words
-from longshore.privileges import Identity
+from longshore.supervisor.plans import Before, Plan, words
+from longshore.supervisor.privileges import Identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from longshore.supervisor import Supervisor
+    from longshore.supervisor.supervisor import Supervisor
 
 __all__ = ("Reload",)
 

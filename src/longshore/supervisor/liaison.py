@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from longshore.channel import Channel
-    from longshore.meter import Meter
-    from longshore.region import SharedCounters
+    from longshore.supervisor.channel import Channel
+    from longshore.supervisor.meter import Meter
+    from longshore.supervisor.region import SharedCounters
 
 __all__ = ("Control", "Liaison")
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from longshore.brake import Brake
 from longshore.errors import LongshoreError
 from longshore.events import BrokerEnded
-from longshore.plans import words
+from longshore.supervisor.brake import Brake
+from longshore.supervisor.plans import words
 
 if TYPE_CHECKING:
-    from longshore.supervisor import Supervisor
+    from longshore.supervisor.supervisor import Supervisor
 
 __all__ = ("Mainstay", "Source")
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import math
 import os
 import signal
-import tempfile
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from longshore.channel import Channel
 from longshore.config import Workers
 from longshore.errors import ConfigError
+from longshore.machine import nameless, usable_cpus
+from longshore.supervisor.channel import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,11 +26,8 @@ __all__ = (
     "ChildProcess",
     "State",
     "cause_of",
-    "nameless",
     "reap_orphans",
-    "resident",
     "staff",
-    "usable_cpus",
 )
 
 State = Literal["starting", "ready", "draining", "ended"]
@@ -214,31 +210,3 @@ def staff(workers: int | str | Workers) -> Workers:
     if isinstance(workers, str):
         raise ConfigError(f"workers={workers!r}: must be a whole number, 'auto' or Workers(...)")
     return Workers(count=workers)
-
-
-def resident(pid: int) -> int:
-    """The resident memory of a process in bytes (proc(5), statm); 0 where the system does not tell."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def usable_cpus() -> int:
-    """CPUs that the system lets this process have: by affinity, and by the quota of its container."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu.max") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            cpus = min(cpus, math.ceil(int(quota) / int(period)))
-    return max(1, cpus)
-
-
-def nameless(label: str) -> int:
-    """The descriptor of a new file without a name; `label` is what /proc shows of it, where the system has that."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(label, os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

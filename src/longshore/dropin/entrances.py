@@ -17,7 +17,7 @@ from longshore.reactor.acceptor import as_accept_failure
 if TYPE_CHECKING:
     import socket
 
-    from longshore.hosting import Hosting
+    from longshore.dropin.hosting import Hosting
     from longshore.reactor.portable import PortableReactor
     from longshore.strategies.hooked import Arrival
 

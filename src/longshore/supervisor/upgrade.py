@@ -18,16 +18,15 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from longshore.listeners import inherit
+from longshore.machine import OWN
 
 if TYPE_CHECKING:
-    from longshore.anchorage import Anchorage
+    from longshore.supervisor.anchorage import Anchorage
 
-__all__ = ("OWN", "VARIABLE", "Heritage", "Successor", "refusal")
+__all__ = ("VARIABLE", "Heritage", "Successor", "refusal")
 
 #: Set for the new program only, which takes it away again before any other code of its runs.
 VARIABLE = "LONGSHORE_UPGRADE"
-#: Variables that name what ends with this program: its successor finds out by itself, as this one did.
-OWN: set[str] = set()
 
 
 def refusal() -> str:
