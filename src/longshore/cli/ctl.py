@@ -13,6 +13,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import click
+
 from longshore.control.client import Commanded
 from longshore.errors import LongshoreError, PeerClosed
 
@@ -74,7 +76,6 @@ class _Progress:
 
     #: Seconds between two looks, the first of which is as late.
     INTERVAL = 0.5
-    WIDTH = 20
 
     def __init__(self, control: str | None) -> None:
         self._control = control
@@ -91,24 +92,25 @@ class _Progress:
             self._thread.join()
 
     def _show(self) -> None:
-        shown = ""
+        if self._over.wait(self.INTERVAL):
+            return
         # What cannot be looked at is told by the answer that is waited for.
-        with contextlib.suppress(LongshoreError, OSError), Commanded(self._control, 2) as server:
-            while not self._over.wait(self.INTERVAL):
-                shown = self._bar(server.ask("status"))
-                sys.stderr.write(f"\r\x1b[K{shown}")
-                sys.stderr.flush()
-        if shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        with contextlib.suppress(LongshoreError, OSError), Commanded(self._control) as server:
+            wanted, serving = _new_workers(server.ask("status"))
+            bar = click.progressbar(
+                length=wanted, label="new workers that serve", show_pos=True, show_eta=False, file=sys.stderr
+            )
+            with bar:
+                bar.update(serving)
+                while not self._over.wait(self.INTERVAL):
+                    bar.update(_new_workers(server.ask("status"))[1] - bar.pos)
 
-    def _bar(self, status: dict[str, Any]) -> str:
-        supervisor = status["supervisor"]
-        wanted = supervisor["wanted"]
-        new = [each for each in status["workers"] if each["generation"] == supervisor["generation"]]
-        serving = min(wanted, sum(each["state"] == "serving" for each in new))
-        filled = self.WIDTH * serving // wanted
-        return f"[{'#' * filled}{'.' * (self.WIDTH - filled)}] {serving} of {wanted} new workers serve"
+
+def _new_workers(status: dict[str, Any]) -> tuple[int, int]:
+    """How many workers are wanted, and how many of the newest generation serve."""
+    supervisor = status["supervisor"]
+    new = [each for each in status["workers"] if each["generation"] == supervisor["generation"]]
+    return supervisor["wanted"], min(supervisor["wanted"], sum(each["state"] == "serving" for each in new))
 
 
 # -- words ---------------------------------------------------------------------------------------------------
