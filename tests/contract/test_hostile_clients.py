@@ -16,7 +16,7 @@ QUICK = 1.0
 ATTACKS = {
     "trickle": (300, {"timeouts": {"min_rate": 100, "first_byte": 1}}, b""),
     "deaf": (50, {"limits": {"max_pending_bytes": 65536}}, b""),
-    "flood": (1, {"limits": {"connection_rate": 30}}, b""),
+    "flood": (1000, {"limits": {"connection_rate": 30}}, b""),
     "proxies": (
         1,
         {"proxy": {"trusted": ["127.2.0.1", "127.0.0.200"]}},

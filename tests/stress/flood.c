@@ -35,7 +35,8 @@ int main(int count, char **words) {
     struct pollfd word = {.fd = 0, .events = POLLIN};
     puts("at work");
     fflush(stdout);
-    while (poll(&word, 1, 0) == 0) {
+    struct timespec ahead = {0};
+    while (ppoll(&word, 1, &ahead, NULL) == 0) {
         int socks[BATCH];
         for (int i = 0; i < BATCH; i++) {
             socks[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -51,9 +52,9 @@ int main(int count, char **words) {
         }
         tried += BATCH;
         seconds = now() - began;
-        double ahead = tried / rate - seconds;
-        if (ahead > 0)
-            usleep(ahead * 1e6);
+        double left = tried / rate - seconds;
+        ahead.tv_sec = left > 0 ? left : 0;
+        ahead.tv_nsec = left > 0 ? (left - ahead.tv_sec) * 1e9 : 0;
     }
     printf("{\"tried\": %ld, \"connected\": %ld, \"per_second\": %.0f, \"tried_per_second\": %.0f}\n", tried, connected,
            connected / seconds, tried / seconds);
