@@ -8,6 +8,7 @@ command does is done by the packages below; here it is only asked for.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -35,7 +36,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if debug:
             raise
         status = _report(error, arguments)
+    _give_up_on_stderr()
     raise SystemExit(status)
+
+
+def _give_up_on_stderr() -> None:
+    """Drop what cannot be written: on a full disk or a closed terminal Python would make the status 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
 
 
 def _run(arguments: list[str]) -> int:
