@@ -61,6 +61,7 @@ def test_an_oversized_message_ends_its_connection(framed, serve, bystander):
         with Client(server.url) as bad:
             bad.send(b"x" * 100_000)
             assert bad.recv_until_closed() == b""
+            bad.close()
             closed = end_of_the_bad_one(server)
         assert closed.cause == "framing"
         assert "1000" in str(closed.error)

@@ -181,6 +181,7 @@ def test_an_exception_ends_its_own_connection_only(together, serve):
         assert good.request(b"hello") == b"hello"
         bad.send(b"bad\n")
         assert bad.recv_until_closed() == b""
+        bad.close()
         closed = server.events.wait_for(ConnectionClosed)
         assert closed.cause == "handler failed"
         assert isinstance(closed.error, RuntimeError)
