@@ -314,12 +314,14 @@ if hasattr(socket, "AF_UNIX"):
     )
 
     if hasattr(os, "fork"):
-        # The standard library has these since Python 3.12; there they are made of the same two classes.
+        # The standard library has these since Python 3.12: who asks whether ours is one of them must hear yes.
+        _Stream: Any = getattr(standard, "ForkingUnixStreamServer", standard.UnixStreamServer)
+        _Datagram: Any = getattr(standard, "ForkingUnixDatagramServer", standard.UnixDatagramServer)
 
-        class ForkingUnixStreamServer(ForkingMixIn, UnixStreamServer):
+        class ForkingUnixStreamServer(ForkingMixIn, UnixStreamServer, _Stream):  # type: ignore[misc]
             """As `socketserver.ForkingUnixStreamServer`."""
 
-        class ForkingUnixDatagramServer(ForkingMixIn, UnixDatagramServer):
+        class ForkingUnixDatagramServer(ForkingMixIn, UnixDatagramServer, _Datagram):  # type: ignore[misc]
             """As `socketserver.ForkingUnixDatagramServer`."""
 
         __all__ += ("ForkingUnixDatagramServer", "ForkingUnixStreamServer")
