@@ -92,6 +92,9 @@ class Child:
 
     def signal(self, number):
         os.kill(self.process.pid, number)
+        if number == signal.SIGSTOP:
+            # Until all its threads have stopped: one that runs on would read what is sent to it.
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def __enter__(self):
         return self
