@@ -36,7 +36,7 @@ napoleon_numpy_docstring = False
 nitpick_ignore_regex = [
     ("py:.*", r"(?!longshore\.).*"),
     ("py:.*", r"longshore\.(.*\.)?_.*"),
-    ("py:.*", r"longshore\.reactor\..*"),
+    ("py:.*", r"longshore\.(admission|reactor)\..*"),
 ]
 
 
