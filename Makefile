@@ -62,7 +62,7 @@ demo: $(STAMP) ## Serve examples/echo.py on tcp://127.0.0.1:5000 and talk to it 
 	@$(BIN)/python examples/demo.py $(PORT)
 
 .PHONY: test
-test: lint pytest ## Run every check and every test
+test: lint docs pytest ## Run every check and every test
 
 .PHONY: pytest
 pytest: $(STAMP) cargo
