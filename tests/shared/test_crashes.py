@@ -209,6 +209,7 @@ def test_fences_rise_over_a_restart_and_old_handles_work_after_joining_again():
         lock.acquire()
         fence = lock.fence
         shared.Semaphore("s", 2).acquire()
+        items = shared.Manager().list(["item"])
         os.kill(made.pid, signal.SIGKILL)
         made.release()
         with shared.start_broker(str(made.directory)) as again:
@@ -218,6 +219,9 @@ def test_fences_rise_over_a_restart_and_old_handles_work_after_joining_again():
             assert lock.acquire(timeout=5)
             assert lock.fence > fence
             assert shared.Semaphore("s", 2).free == 2
+            assert items == []
+            items.append("another")
+            assert items == ["another"]
 
 
 def test_a_program_starts_its_own_broker_which_ends_with_it_however_it_ends():

@@ -120,7 +120,7 @@ class List:
 
     def copy(self) -> list[Any]:
         """All of it at one moment, as a plain list."""
-        items: list[Any] = self._dict["items"]
+        items: list[Any] = self._dict.get("items", [])
         return items
 
     def _changed(self, change: Callable[[list[Any]], Any]) -> Any:
@@ -128,7 +128,7 @@ class List:
         data = self._dict
         while True:
             reply = data._ask(Verb.READ, 0, (data._key_of("items"),))
-            items = data._values.load(reply.fields[0])
+            items = data._found(reply, [])
             outcome = change(items)
             if data._ask(Verb.WRITE_IF, reply.number, data._pair("items", items)).number:
                 return outcome
