@@ -224,6 +224,14 @@ def test_fences_rise_over_a_restart_and_old_handles_work_after_joining_again():
             assert items == ["another"]
 
 
+def test_a_broker_that_cannot_be_started_leaves_nothing_open(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileNotFoundError):
+        shared.start_broker()
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_program_starts_its_own_broker_which_ends_with_it_however_it_ends():
     code = "from longshore import shared; shared.Counter('c').add(); print(shared.address(), flush=True); input()"
     environment = {name: value for name, value in os.environ.items() if name != "LONGSHORE_SHARED"}

@@ -68,6 +68,19 @@ class Broker:
         """
         lifeline, self._lifeline = os.pipe()
         self._ended, ready = os.pipe()
+        try:
+            self.pid = self._launch(lifeline, ready)
+        except BaseException:
+            # Whatever came between, what was begun ends with its lifeline.
+            self._forget()
+            raise
+        with contextlib.suppress(OSError, AttributeError):
+            pidfd = os.pidfd_open(self.pid)
+            os.close(self._ended)
+            self._ended = pidfd
+
+    def _launch(self, lifeline: int, ready: int) -> int:
+        """Run it with its ends of the pipes, which are closed here; its process, once it serves."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
         home = str(Path(__file__).parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (home, environment.get("PYTHONPATH"))))
@@ -95,15 +108,10 @@ class Broker:
                 os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
         if not up:
-            self._forget()
             raise BrokerLost(
                 f"the broker in {self.directory} did not come up (exit {code})", hint="Its standard error says why."
             )
-        self.pid = int(up)
-        with contextlib.suppress(OSError, AttributeError):
-            pidfd = os.pidfd_open(self.pid)
-            os.close(self._ended)
-            self._ended = pidfd
+        return int(up)
 
     def fileno(self) -> int:
         """A descriptor that is readable once it has ended; -1 where there is none."""
