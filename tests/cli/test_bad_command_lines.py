@@ -130,6 +130,14 @@ def test_debug_shows_the_traceback(run, app):
     assert b"ZeroDivisionError" in result.stderr
 
 
+@pytest.mark.parametrize(("words", "status"), [(["--version"], 0), (["serve", "nothing.py"], 2)])
+def test_a_closed_standard_error_leaves_the_status_and_standard_output_alone(command, environment, words, status):
+    shut = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command, *words]
+    result = subprocess.run(shut, env=environment(), stdout=subprocess.PIPE, timeout=15)
+    assert result.returncode == status
+    assert b"longshore: " not in result.stdout
+
+
 @pytest.mark.parametrize(
     "url", ["127.0.0.1:5000", "http://127.0.0.1:5000", "tcp://", "tcp://127.0.0.1:99999", "tcp://127.0.0.1:1?nodely=0"]
 )

@@ -47,7 +47,10 @@ def test_hup_has_one_process_take_limits_as_they_are_now_and_go_on(serving, app)
     [
         ("[limits]\nmax_conections = 1\n", ["no key 'max_conections'", "Did you mean max_connections?"]),
         ("[limits]\nmax_connections = 1\n[serve]\nstrategy = 'inline'\n", ["strategy cannot change", "--pid-file"]),
-        ("[serve]\nlog_file = 'nowhere/app.log'\n", ["--log-file nowhere/app.log: No such file or directory"]),
+        (
+            "[limits]\nmax_connections = 1\noverflow = 'reject'\n[serve]\nlog_file = 'nowhere/app.log'\n",
+            ["--log-file nowhere/app.log: No such file or directory"],
+        ),
     ],
     ids=["a mistake", "what takes another process", "a log file that cannot be"],
 )

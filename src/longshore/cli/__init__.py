@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if sys.stderr is None:
+        # Whoever started this has closed it.  What is told goes nowhere then; print() would take standard output.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         status = _run(arguments)
     except KeyboardInterrupt:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from longshore.cli.options import ServeArguments
     from longshore.events import Event
     from longshore.listeners import Listener
-    from longshore.observers.logs import LogObserver
+    from longshore.observers.logs import LogFile, LogObserver
     from longshore.server import Server
 
 __all__ = ("serve",)
@@ -62,8 +62,8 @@ def serve(arguments: ServeArguments) -> int:
 
         def reload() -> None:
             now = Config.load(arguments.config, arguments=arguments.values)
-            _reconfigure(server, config, now)
-            printer.adopt(now)
+            with printer.adopting(now):
+                _reconfigure(server, config, now)
 
         serve_until_signalled(server, interrupt=not handover, reload=reload)
     return 0
@@ -149,8 +149,8 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
                 server.subscribe(_Printer(config, announces=False))
                 yield server
 
-        printer.adopt(config)
-        return Plan(_addresses(config), workers, config.timeouts.drain, build)
+        with printer.adopting(config):
+            return Plan(_addresses(config), workers, config.timeouts.drain, build)
 
     # What every worker needs is imported once, before they are forked.
     import longshore.server  # noqa: F401
@@ -175,17 +175,26 @@ class _Printer:
         self._lock = threading.Lock()
         self._announces = announces
         self._early: list[Event] | None = []
-        self.adopt(config)
+        with self.adopting(config):
+            pass
 
-    def adopt(self, config: Config) -> None:
-        """Log as `config` says from now on.
+    @contextlib.contextmanager
+    def adopting(self, config: Config) -> Iterator[None]:
+        """Log as `config` says once the block has been left without an error.
 
         Raises:
-            ConfigError: the log file cannot be written; everything is as before.
+            ConfigError: the log file cannot be written; the block is not entered, and everything is as before.
         """
-        observer = None if config.log_file is None else _observer(config)
+        file = _log_file(config)
+        try:
+            yield
+        except BaseException:
+            if file is not None:
+                file.close()
+            raise
         with self._lock:
-            self._config, self._observer = config, observer
+            self._config = config
+            self._observer = None if file is None else _observer(config, file)
             self._rank = _RANKS[config.log_level.upper()]
 
     def __call__(self, event: Event) -> None:
@@ -243,24 +252,30 @@ class _Printer:
             return self._observer
 
 
-def _observer(config: Config) -> LogObserver:
-    """What logs as `config` says.
+def _observer(config: Config, file: LogFile | None = None) -> LogObserver:
+    """What logs as `config` says, to its file, or to standard error."""
+    from longshore.observers.logs import LogObserver, configure
+
+    return LogObserver(configure(config.log_format, config.log_level, file))
+
+
+def _log_file(config: Config) -> LogFile | None:
+    """The log file that `config` names, opened.
 
     Raises:
-        ConfigError: the log file cannot be written.
+        ConfigError: it cannot be written.
     """
-    from longshore.observers.logs import LogFile, LogObserver, configure
+    if config.log_file is None:
+        return None
+    from longshore.observers.logs import LogFile
 
-    file = None
-    if config.log_file is not None:
-        try:
-            file = LogFile(config.log_file, _owner(config))
-        except OSError as error:
-            raise ConfigError(
-                f"--log-file {config.log_file}: {error.strerror}",
-                hint="It has to be a file that this user may write, in a directory that is there.",
-            ) from error
-    return LogObserver(configure(config.log_format, config.log_level, file))
+    try:
+        return LogFile(config.log_file, _owner(config))
+    except OSError as error:
+        raise ConfigError(
+            f"--log-file {config.log_file}: {error.strerror}",
+            hint="It has to be a file that this user may write, in a directory that is there.",
+        ) from error
 
 
 def _owner(config: Config) -> tuple[int, int]:
@@ -270,5 +285,6 @@ def _owner(config: Config) -> tuple[int, int]:
     from longshore.supervisor.privileges import Identity
 
     identity = Identity.of(config.prefork.user, config.prefork.group)
-    numbers = (None, None) if identity is None else (identity.uid, identity.gid)
-    return tuple(-1 if number is None else number for number in numbers)  # type: ignore[return-value]
+    if identity is None:
+        return -1, -1
+    return -1 if identity.uid is None else identity.uid, -1 if identity.gid is None else identity.gid

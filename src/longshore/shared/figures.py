@@ -23,7 +23,7 @@ def broker_figures(timeout: float) -> dict[str, int]:
     """The figures of the broker that this process and its workers use, by `FIGURES`; nothing where there is none.
 
     Args:
-        timeout: seconds, for connecting.
+        timeout: seconds, for connecting, and again for the answer.
 
     Raises:
         LongshoreError: it does not answer.
