@@ -271,6 +271,10 @@ class DatagramService:
         peer.busy = False
         if peer.waiting:
             self._hand_over(peer.waiting.popleft(), peer)
+        self._ended()
+
+    def _ended(self) -> None:
+        """A datagram or a hook is through."""
         self.busy -= 1
         if not self.busy and self._on_quiet is not None:
             self._on_quiet()
@@ -408,7 +412,8 @@ class DatagramService:
         except Exception as error:
             self.failed(peer, error)
         finally:
-            self._handled(peer)
+            # Not as a datagram: one may be with the session still.
+            self._ended()
 
     def _dropped(self, peer: str, reason: str, size: int, error: BaseException | None = None) -> None:
         self.host.emit(DatagramDropped(peer=peer, local=self.local, reason=reason, size=size, error=error))
