@@ -336,9 +336,17 @@ class DatagramService:
         peer = self._sessions.pop(address, None)
         if peer is None:
             return
-        peer.waiting = None
+        if self.host.reactor.on_thread:
+            self._drop_waiting(peer)
+        else:
+            # A handler ends its session on a thread of its own, while the reactor may be putting something behind.
+            self.host.reactor.post(self._drop_waiting, peer)
         if peer.session is not None:
             self._hook(peer, peer.session.disconnected, None)
+
+    def _drop_waiting(self, peer: Peer) -> None:
+        while peer.waiting:
+            self._dropped(peer.peer, "its session has ended", len(peer.waiting.popleft()))
 
     def failed(self, peer: Peer, error: BaseException, size: int = 0) -> None:
         """What left the handler: the peer's fault is a dropped datagram, anything else a failure."""
