@@ -133,9 +133,11 @@ class _Named:
 
     def close(self) -> None:
         """End in order: what was written is sent, the peer may read it; from any thread."""
-        if self._cork:
-            self._uncork()
-        self._link.close()
+        try:
+            if self._cork:
+                self._uncork()
+        finally:
+            self._link.close()
 
     def abort(self) -> None:
         """End with a reset; what is pending is lost; from any thread."""

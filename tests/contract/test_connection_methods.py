@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import socketserver
+import struct
 import subprocess
 import sys
 import textwrap
@@ -92,6 +93,20 @@ def test_what_was_written_corked_is_sent_before_the_end_of_our_side(longshore_se
     with Client(server.url) as client:
         assert client.recv_until_closed() == b"last words"
     assert server.events.wait_for(ConnectionClosed).cause == "finished"
+
+
+def test_a_connection_is_closed_although_what_was_written_corked_cannot_be_sent():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connection = longshore.connect(f"tcp://127.0.0.1:{listener.getsockname()[1]}", timeout=5)
+        accepted, _ = listener.accept()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()
+    with pytest.raises(ConnectionError):
+        connection.recv(1)
+    with pytest.raises(ConnectionError), connection.corked():
+        connection.sendall(b"last words")
+        connection.close()
+    assert connection.fileno() == -1
 
 
 @pytest.mark.parametrize("strategy", BLOCKING)
