@@ -16,6 +16,7 @@ import pytest
 
 import longshore
 from longshore import Limits, Lines, MessageHandler, Timeouts
+from longshore.errors import ClosedError
 from longshore.events import ConnectionClosed, ConnectionOpened, DatagramDropped
 from longshore.testing import Client
 
@@ -124,6 +125,30 @@ def test_a_detached_socket_goes_on_with_what_was_unread(longshore_server, notes,
         assert client.recv_until_closed() == b"from the socket: second"
         assert server.events.wait_for(ConnectionClosed).cause == "finished"
     assert notes.values == [(b"first\n", b"second")]
+
+
+def test_a_socket_cannot_be_taken_out_once_the_server_has_ended(longshore_server):
+    connections = []
+
+    def handler(message, connection):
+        connections.append(connection)
+        return message
+
+    server = longshore_server(handler, strategy="reactor", framing=Lines())
+    with Client(server.url) as client:
+        client.request(b"hello")
+        server.stop()
+    refused = []
+
+    def take_out():
+        with pytest.raises(ClosedError) as caught:
+            connections[0].detach()
+        refused.append(caught)
+
+    thread = threading.Thread(target=take_out, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert len(refused) == 1
 
 
 @pytest.mark.parametrize("strategy", BLOCKING)

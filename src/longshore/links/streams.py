@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from longshore.buffers import InputBuffer
+from longshore.buffers import InputBuffer, closed
 from longshore.errors import LimitExceeded, LongshoreError, ReadTimeout, WouldBlock
 
 if TYPE_CHECKING:
@@ -261,7 +261,15 @@ class StreamLink:
         self._on_reactor(self.stream.abort, cause, error)
 
     def detach(self) -> tuple[Socket, bytes]:
-        """Give the socket away, in blocking mode, with the bytes read and not consumed."""
+        """Give the socket away, in blocking mode, with the bytes read and not consumed.
+
+        Raises:
+            ClosedError: the connection has ended.
+            LongshoreError: it speaks TLS.
+        """
+        if self.stream.state == "closed":
+            # Its reactor may have ended, too, and would take no post.
+            raise closed(self.stream.peer)
         outcome: list[Any] = []
 
         def take_out() -> None:
