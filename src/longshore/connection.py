@@ -133,9 +133,11 @@ class _Named:
 
     def close(self) -> None:
         """End in order: what was written is sent, the peer may read it; from any thread."""
-        if self._cork:
-            self._uncork()
-        self._link.close()
+        try:
+            if self._cork:
+                self._uncork()
+        finally:
+            self._link.close()
 
     def abort(self) -> None:
         """End with a reset; what is pending is lost; from any thread."""
@@ -350,7 +352,10 @@ class Connection(_Named):
         self._link.start_tls(context, server_side=server_side, hostname=hostname, timeout=self._timeout)
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
-        """A file over this connection, as `socket.makefile` makes one; without a buffer for what is written.
+        """A file over this connection, as `socket.makefile` makes one.
+
+        A binary file has no buffer for what is written, unless `buffering` is its size (bytes, above 1); a text file
+        has that of `io.TextIOWrapper`, to be flushed.
 
         Raises:
             ValueError: there is no such mode.

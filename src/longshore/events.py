@@ -228,7 +228,7 @@ class HandlerBlocked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatagramDropped(Event):
-    """A datagram was lost: truncated, malformed, or over a limit (`reason` says which)."""
+    """A datagram was lost: truncated, malformed, over a limit, or too late for its session (`reason` says which)."""
 
     level: ClassVar[str] = "WARNING"
 

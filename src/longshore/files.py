@@ -1,8 +1,8 @@
 """Files over a connection, as `socket.makefile` makes them over a socket.
 
-The only place that gives a connection the methods of a file.  A file keeps nothing of its own: a buffer between it and
-the connection would hide pipelined input, and the connection could not tell then when writes may be coalesced.  Closing
-one leaves the connection open, as with sockets.
+The only place that gives a connection the methods of a file.  A binary file keeps nothing that it reads: a buffer
+between it and the connection would hide pipelined input, and the connection could not tell then when writes may be
+coalesced.  Closing one leaves the connection open, as with sockets.
 """
 
 from __future__ import annotations

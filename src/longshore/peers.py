@@ -271,6 +271,10 @@ class DatagramService:
         peer.busy = False
         if peer.waiting:
             self._hand_over(peer.waiting.popleft(), peer)
+        self._ended()
+
+    def _ended(self) -> None:
+        """A datagram or a hook is through."""
         self.busy -= 1
         if not self.busy and self._on_quiet is not None:
             self._on_quiet()
@@ -332,9 +336,17 @@ class DatagramService:
         peer = self._sessions.pop(address, None)
         if peer is None:
             return
-        peer.waiting = None
+        if self.host.reactor.on_thread:
+            self._drop_waiting(peer)
+        else:
+            # A handler ends its session on a thread of its own, while the reactor may be putting something behind.
+            self.host.reactor.post(self._drop_waiting, peer)
         if peer.session is not None:
             self._hook(peer, peer.session.disconnected, None)
+
+    def _drop_waiting(self, peer: Peer) -> None:
+        while peer.waiting:
+            self._dropped(peer.peer, "its session has ended", len(peer.waiting.popleft()))
 
     def failed(self, peer: Peer, error: BaseException, size: int = 0) -> None:
         """What left the handler: the peer's fault is a dropped datagram, anything else a failure."""
@@ -408,7 +420,8 @@ class DatagramService:
         except Exception as error:
             self.failed(peer, error)
         finally:
-            self._handled(peer)
+            # Not as a datagram: one may be with the session still.
+            self._ended()
 
     def _dropped(self, peer: str, reason: str, size: int, error: BaseException | None = None) -> None:
         self.host.emit(DatagramDropped(peer=peer, local=self.local, reason=reason, size=size, error=error))

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import socketserver
+import struct
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import pytest
 
 import longshore
 from longshore import Limits, Lines, MessageHandler, Timeouts
+from longshore.errors import ClosedError
 from longshore.events import ConnectionClosed, ConnectionOpened, DatagramDropped
 from longshore.testing import Client
 
@@ -94,6 +96,20 @@ def test_what_was_written_corked_is_sent_before_the_end_of_our_side(longshore_se
     assert server.events.wait_for(ConnectionClosed).cause == "finished"
 
 
+def test_a_connection_is_closed_although_what_was_written_corked_cannot_be_sent():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connection = longshore.connect(f"tcp://127.0.0.1:{listener.getsockname()[1]}", timeout=5)
+        accepted, _ = listener.accept()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()
+    with pytest.raises(ConnectionError):
+        connection.recv(1)
+    with pytest.raises(ConnectionError), connection.corked():
+        connection.sendall(b"last words")
+        connection.close()
+    assert connection.fileno() == -1
+
+
 @pytest.mark.parametrize("strategy", BLOCKING)
 def test_a_detached_socket_goes_on_with_what_was_unread(longshore_server, notes, strategy):
     def handler(connection):
@@ -109,6 +125,30 @@ def test_a_detached_socket_goes_on_with_what_was_unread(longshore_server, notes,
         assert client.recv_until_closed() == b"from the socket: second"
         assert server.events.wait_for(ConnectionClosed).cause == "finished"
     assert notes.values == [(b"first\n", b"second")]
+
+
+def test_a_socket_cannot_be_taken_out_once_the_server_has_ended(longshore_server):
+    connections = []
+
+    def handler(message, connection):
+        connections.append(connection)
+        return message
+
+    server = longshore_server(handler, strategy="reactor", framing=Lines())
+    with Client(server.url) as client:
+        client.request(b"hello")
+        server.stop()
+    refused = []
+
+    def take_out():
+        with pytest.raises(ClosedError) as caught:
+            connections[0].detach()
+        refused.append(caught)
+
+    thread = threading.Thread(target=take_out, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert len(refused) == 1
 
 
 @pytest.mark.parametrize("strategy", BLOCKING)

@@ -149,3 +149,62 @@ def test_an_async_session_takes_datagrams_in_batches_if_it_wants(longshore_serve
     with udp_client(server.url) as client:
         client.send(b"?")
         assert client.recv(100) == b"1"
+
+
+def test_a_hook_that_ends_lets_no_datagram_to_a_session_that_still_has_one(longshore_server):
+    log: list[Any] = []
+    entered, told = threading.Event(), asyncio.Event()
+
+    class Session(MessageHandler):
+        async def message(self, message):
+            log.append(message)
+            if message == b"1":
+                entered.set()
+                await told.wait()
+                for _ in range(10):
+                    await asyncio.sleep(0)
+            log.append(message)
+            return message
+
+        async def draining(self, deadline):
+            told.set()
+
+    server = longshore_server(Session, "udp://127.0.0.1:0")
+    with udp_client(server.url) as client:
+        client.send(b"1")
+        assert entered.wait(5)
+        client.send(b"2")
+        server.drain()
+    assert log == [b"1", b"1", b"2", b"2"]
+
+
+@pytest.mark.parametrize("strategy", WAITING)
+def test_what_waits_for_a_session_that_ends_is_told_as_dropped(longshore_server, strategy):
+    entered, release = threading.Event(), threading.Event()
+    own, usual = answering_late(entered, release)
+
+    class Session(MessageHandler):
+        def message(self, message):
+            if message == b"first":
+                usual(message, self.connection)
+                self.connection.close()
+            return message
+
+    class AsyncSession(MessageHandler):
+        async def message(self, message):
+            if message == b"first":
+                await own["async"](message, self.connection)
+                self.connection.close()
+            return message
+
+    server = longshore_server(AsyncSession if strategy == "async" else Session, "udp://127.0.0.1:0", strategy=strategy)
+    with udp_client(server.url) as client, udp_client(server.url) as other:
+        client.send(b"first")
+        assert entered.wait(5)
+        client.send(b"second")
+        other.send(b"what came before this has arrived")
+        assert other.recv(100)
+        release.set()
+        dropped = server.events.wait_for(DatagramDropped)
+        assert (dropped.reason, dropped.size) == ("its session has ended", len(b"second"))
+        assert client.recv(100) == b"first"

@@ -54,7 +54,7 @@ class SocketLink:
         #: Who is asked to send the rest of an output that nobody may wait for; None: nobody.
         self.finish_later: Callable[[SocketLink], object] | None = None
 
-    #: The `strategies.Session` that counts its handshakes; a client has none.
+    #: The `strategies.Session` that is told of handshakes and of what is pending; a client has none.
     session: Any = None
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from longshore.buffers import InputBuffer
+from longshore.buffers import InputBuffer, closed
 from longshore.errors import LimitExceeded, LongshoreError, ReadTimeout, WouldBlock
 
 if TYPE_CHECKING:
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from longshore.links import Output
     from longshore.reactor.stream import Stream
 
-__all__ = ("StreamLink",)
+__all__ = ("SHARE", "StreamLink")
+
+#: Pieces of input (lines, messages) that a handler takes before others on its thread have their turn.
+SHARE = 64
 
 
 class StreamLink:
@@ -36,8 +39,10 @@ class StreamLink:
         self._posted = 0
         self._open = False
 
-    #: The `strategies.Session` that counts its handshakes; a client has none.
+    #: The `strategies.Session` that is told of handshakes and of what is pending; a client has none.
     session: Any = None
+    #: The share of those whose handlers take turns on one thread; None: they do not.
+    share: int | None = None
     #: Threads that wait.
     _sleepers: Sequence[threading.Event] = ()
     #: Calls of the sink, and how many there had been when another thread last went to look at the input.
@@ -46,7 +51,7 @@ class StreamLink:
     def attach(self, stream: Stream) -> None:
         """Stand on `stream`."""
         self.stream = stream
-        self.input = stream.input
+        self.input = stream.input if self.share is None else stream.in_shares(self.share)
         self.output = stream
 
     # -- the stream's sink -----------------------------------------------------------------------------
@@ -261,7 +266,15 @@ class StreamLink:
         self._on_reactor(self.stream.abort, cause, error)
 
     def detach(self) -> tuple[Socket, bytes]:
-        """Give the socket away, in blocking mode, with the bytes read and not consumed."""
+        """Give the socket away, in blocking mode, with the bytes read and not consumed.
+
+        Raises:
+            ClosedError: the connection has ended.
+            LongshoreError: it speaks TLS.
+        """
+        if self.stream.state == "closed":
+            # Its reactor may have ended, too, and would take no post.
+            raise closed(self.stream.peer)
         outcome: list[Any] = []
 
         def take_out() -> None:

@@ -22,7 +22,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from longshore.errors import HandshakeTimeout, LimitExceeded, ReadTimeout, WouldBlock, WriteTimeout
-from longshore.links.streams import StreamLink
+from longshore.links.streams import SHARE, StreamLink
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -46,8 +46,7 @@ class AsyncLink(StreamLink):
         # Room that was handed out and never awaited: its owner does not wait, and gets no more than one.
         self._ignored: _Room | None = None
 
-    #: Pieces of input (lines, messages) that tasks take before others have their turn.
-    share = 64
+    share = SHARE
 
     @property
     def waiting(self) -> bool:
@@ -57,7 +56,6 @@ class AsyncLink(StreamLink):
     def attach(self, stream: Stream) -> None:
         """Stand on `stream`."""
         super().attach(stream)
-        self.input = stream.in_shares(self.share)
         #: What is awaited where there is nothing to wait for.
         self.done: Awaitable[None] = stream.DONE
 

@@ -17,7 +17,7 @@ from longshore import runs
 from longshore.errors import LongshoreError, PeerClosed, ReadTimeout
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
-from longshore.links.streams import StreamLink
+from longshore.links.streams import SHARE, StreamLink
 from longshore.strategies.classes import run_class
 from longshore.strategies.streams import StreamSession, tls_version
 
@@ -26,15 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from longshore.config import Limits
-    from longshore.reactor.stream import Stream
     from longshore.strategies import Host, Session
 
 __all__ = ("GreenLink", "GreenSession", "GreenStrategy", "Home", "Parking", "parking")
 
 #: Messages that a handler which takes batches gets at once.
 BATCH = 256
-#: Pieces of input (lines, messages) that a handler takes before others have their turn.
-SHARE = 64
 
 
 class _Parked(greenlet.greenlet):
@@ -107,13 +104,7 @@ def _hub() -> greenlet.greenlet:
 class GreenLink(StreamLink):
     """A link whose waits park the greenlet; other threads wait as they do on any stream."""
 
-    #: Pieces of input that a handler takes before others have their turn.
     share = SHARE
-
-    def attach(self, stream: Stream) -> None:
-        """Stand on `stream`, and take its input in shares."""
-        super().attach(stream)
-        self.input = stream.in_shares(self.share)
 
     def _wake(self) -> None:
         super()._wake()
