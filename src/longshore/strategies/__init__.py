@@ -12,6 +12,7 @@ is still at work.
 from __future__ import annotations
 
 import functools
+from re import escape, search
 from socket import AF_INET6
 from socket import socket as Socket
 from traceback import walk_tb
@@ -199,7 +200,8 @@ class Session:
         One that the peer has caused names it; one of the system's has come through a call of the connection, or of the
         socket that a class handler has.
         """
-        if isinstance(error, PeerError) and self.peer and self.peer in str(error):
+        # Whole: one address may be a part of another.
+        if isinstance(error, PeerError) and self.peer and search(rf"(?<!\d){escape(self.peer)}(?!\d)", str(error)):
             return True
         guard = getattr(self, "guard", None)
         callers = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
