@@ -80,6 +80,23 @@ def test_who_came_before_there_was_a_limit_for_peers_is_counted_once_there_is_on
             assert fourth.request(b"4") + fifth.request(b"5") == b"45"
 
 
+def test_whoever_comes_once_there_is_no_limit_for_peers_any_more_may_go_as_well(longshore_server, tmp_path):
+    server = longshore_server(
+        echoed, f"unix://{tmp_path}/loose", framing=Lines(), limits=Limits(max_connections_per_peer=1)
+    )
+    with Client(server.url) as first:
+        assert first.request(b"1") == b"1"
+    server.events.wait_for(ConnectionClosed)
+    server.reconfigure(limits=Limits())
+    with Client(server.url) as second:
+        assert second.request(b"2") == b"2"
+    server.events.wait_for_count(ConnectionClosed, 2)
+    server.reconfigure(limits=Limits(max_connections_per_peer=1))
+    with Client(server.url) as third:
+        assert third.request(b"3") == b"3"
+        assert turned_away(server.url)
+
+
 def test_a_peer_comes_no_faster_than_its_rate(together, serve, longshore_clock):
     server = serve(together, limits=Limits(connection_rate=3))
     clients = [Client(server.url) for _ in range(3)]
