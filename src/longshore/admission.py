@@ -372,7 +372,6 @@ class Admission:
             if limit is not None:
                 self._leave_places()
                 self._turn_away(newcomer, limit)
-                self._room()
                 return
         self._open(newcomer, (header, prologue.peer))
 
@@ -406,6 +405,7 @@ class Admission:
     def _leave_places(self) -> None:
         self._places.leave()
         self._handlers.leave()
+        self._room()
 
     def _release(self, newcomer: _Newcomer, limit: str) -> None:
         """Turn somebody away who counts for its peer."""

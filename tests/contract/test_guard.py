@@ -333,6 +333,29 @@ def test_a_proxys_own_connection_is_served_as_its_own(together, serve):
         assert client.recv_line().startswith(b"127.0.0.1:")
 
 
+def test_the_place_of_a_proxied_connection_without_a_handshake_is_the_next_ones(longshore_server, certificates):
+    server = longshore_server(
+        echoed,
+        "tls://127.0.0.1:0",
+        framing=Lines(),
+        tls=certificates.server_tls(),
+        proxy=Proxy(trusted=("127.0.0.1",)),
+        limits=Limits(max_connections=2, max_handshakes=1, overflow="pause"),
+        timeouts=Timeouts(handshake=None),
+    )
+    url = server.url.replace("tls:", "tcp:")
+    with Client(url) as slow:
+        slow.send(header(None, None))
+        server.events.wait_for(LimitNear, lambda event: event.limit == "max_handshakes")
+        with Client(url) as second, Client(url) as third:
+            third.send(header(CLIENT, SERVICE))
+            second.send(header(None, None))
+            for client in (second, third):
+                assert client.recv_until_closed() == b""
+    rejected = server.events.wait_for_count(ConnectionRejected, 2)
+    assert [event.limit for event in rejected] == ["max_handshakes"] * 2
+
+
 def test_limits_are_for_whoever_is_behind_the_proxy(together, serve):
     limits = Limits(max_connections_per_peer=1, deny=("203.0.113.66",))
     server = serve(together, limits=limits, proxy=Proxy(trusted=("127.0.0.1",)))
