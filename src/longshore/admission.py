@@ -194,7 +194,9 @@ class Admission:
     # -- places ------------------------------------------------------------------------------------------
 
     def _present(self) -> Iterator[Who]:
-        """Who is counted of those that are at work; nobody has looked at who came while that did not matter."""
+        """Who is counted: those that are let in; nobody has looked at who came while that did not matter."""
+        if self._successor is not None and not self._successor.trusted:
+            yield self._successor.who
         for session in self.sessions:
             if session.who is None and self._proxy is None:
                 session.who = who_is(session.peer)

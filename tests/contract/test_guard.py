@@ -223,6 +223,35 @@ def test_who_came_for_the_place_of_one_that_does_not_go_is_turned_away_in_the_en
     assert server.events.wait_for(ConnectionRejected).limit == "max_connections"
 
 
+def test_who_waits_for_a_place_is_counted_by_a_limit_for_peers_that_comes_meanwhile(longshore_server):
+    clung, may_go = threading.Event(), threading.Event()
+
+    def clings(connection):
+        try:
+            connection.sendall(connection.readline())
+        except ClosedError:
+            clung.set()
+            may_go.wait()
+
+    limits = Limits(max_connections=2, overflow="evict-idle")
+    server = longshore_server(
+        clings, strategy="threads", framing=Lines(), limits=limits, proxy=Proxy(trusted=("127.0.0.1",))
+    )
+    with Client(server.url, source="127.0.0.7"), Client(server.url) as proxied:
+        with Client(server.url, source="127.0.0.8") as fresh:
+            assert clung.wait(10)
+            server.reconfigure(limits=replace(limits, max_connections_per_peer=1))
+            proxied.send(header(CLIENT, SERVICE))
+            server.events.wait_for(ConnectionOpened, lambda event: event.peer == "203.0.113.9:4711")
+            may_go.set()
+            fresh.send(b"fresh\n")
+            assert fresh.recv_until_closed() == b"fresh\n"
+        server.events.wait_for(ConnectionClosed, lambda event: event.peer.startswith("127.0.0.8:"))
+        with Client(server.url, source="127.0.0.8") as again:
+            again.send(b"again\n")
+            assert again.recv_until_closed() == b"again\n"
+
+
 def test_a_full_server_that_pauses_serves_who_waits_once_there_is_room(together, serve):
     server = serve(together, limits=Limits(max_connections=1))
     with Client(server.url) as first, Client(server.url) as second:
