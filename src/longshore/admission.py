@@ -194,7 +194,9 @@ class Admission:
     # -- places ------------------------------------------------------------------------------------------
 
     def _present(self) -> Iterator[Who]:
-        """Who is counted of those that are at work; nobody has looked at who came while that did not matter."""
+        """Who is counted: those that are let in; nobody has looked at who came while that did not matter."""
+        if self._successor is not None and not self._successor.trusted:
+            yield self._successor.who
         for session in self.sessions:
             if session.who is None and self._proxy is None:
                 session.who = who_is(session.peer)
@@ -372,7 +374,6 @@ class Admission:
             if limit is not None:
                 self._leave_places()
                 self._turn_away(newcomer, limit)
-                self._room()
                 return
         self._open(newcomer, (header, prologue.peer))
 
@@ -406,6 +407,7 @@ class Admission:
     def _leave_places(self) -> None:
         self._places.leave()
         self._handlers.leave()
+        self._room()
 
     def _release(self, newcomer: _Newcomer, limit: str) -> None:
         """Turn somebody away who counts for its peer."""

@@ -253,7 +253,10 @@ class SlowReceiver(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitNear(Event):
-    """A limit is at 80 % for the first time since it was last below 60 %."""
+    """A limit is at 80 % for the first time since it was last below 60 %.
+
+    `connection_rate` and `max_pending_bytes`: for the first time after 10 seconds without anybody near it.
+    """
 
     level: ClassVar[str] = "WARNING"
 

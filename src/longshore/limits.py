@@ -79,7 +79,7 @@ class Gate:
                 self._near(self.name, count, self.maximum)
 
     def _calm(self, count: int) -> None:
-        if self._warned and (self.maximum is None or count < CALM * self.maximum):
+        if self.maximum is None or count < CALM * self.maximum:
             self._warned = False
 
 

@@ -23,9 +23,11 @@ def reopen_logs() -> None:
             handler.acquire()
             try:
                 # As logging.handlers.WatchedFileHandler does it, but the old file is kept until there is another one.
-                with contextlib.suppress(OSError):
-                    before, handler.stream = handler.stream, handler._open()
-                    if before is not None:
+                before = handler.stream
+                # One that has no file opens it for its next line.
+                if before is not None:
+                    with contextlib.suppress(OSError):
+                        handler.stream = handler._open()
                         # What a full disk has left in its buffer is lost now, and it is closed nevertheless.
                         before.close()
             finally:

@@ -41,7 +41,7 @@ class PeerGate:
     then, which is asked on the thread that lets peers in, so that `maximum` may be set on any.
     """
 
-    __slots__ = ("_counts", "_near", "_present", "_runs", "_warned", "maximum", "name")
+    __slots__ = ("_counts", "_maximum", "_missed", "_near", "_present", "_runs", "_warned", "name")
 
     def __init__(
         self,
@@ -51,20 +51,35 @@ class PeerGate:
         present: Callable[[], Iterable[Who]] = tuple,
     ) -> None:
         self.name = name
-        self.maximum = maximum
+        self._maximum = maximum
         self._counts: dict[Who, int] = {}
         self._near = near
         self._present = present
         #: Whether anybody is counted.
         self._runs = False
+        #: Whether there was no maximum since, so that who came is not counted: it is to begin again.
+        self._missed = False
         #: Those that are near: the event is for the first of them.
         self._warned: set[Who] = set()
 
+    @property
+    def maximum(self) -> int | None:
+        """How many of each peer; None: unbounded."""
+        return self._maximum
+
+    @maximum.setter
+    def maximum(self, maximum: int | None) -> None:
+        self._maximum = maximum
+        if maximum is None:
+            # Noted, as there may be another one before anybody comes or goes.
+            self._missed = True
+
     def enter(self, key: Who) -> bool:
         """Take one place of this peer; False if it has none left."""
-        maximum = self.maximum
-        if maximum is None:
+        if self._missed:
             self._stop()
+        maximum = self._maximum
+        if maximum is None:
             return True
         if not self._runs:
             self._runs = True
@@ -83,15 +98,16 @@ class PeerGate:
 
     def leave(self, key: Who) -> None:
         """Give one place of this peer back."""
+        if self._missed:
+            self._stop()
         if not self._runs:
             return
-        count = self._subtract(key)
-        if self.maximum is None:
-            self._stop()
-        elif key in self._warned and (not count or count < CALM * self.maximum):
+        count, maximum = self._subtract(key), self._maximum
+        if key in self._warned and (not count or maximum is None or count < CALM * maximum):
             self._warned.discard(key)
 
     def _stop(self) -> None:
+        self._missed = False
         if self._runs:
             self._runs = False
             self._clear()

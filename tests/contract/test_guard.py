@@ -80,6 +80,23 @@ def test_who_came_before_there_was_a_limit_for_peers_is_counted_once_there_is_on
             assert fourth.request(b"4") + fifth.request(b"5") == b"45"
 
 
+def test_whoever_comes_once_there_is_no_limit_for_peers_any_more_may_go_as_well(longshore_server, tmp_path):
+    server = longshore_server(
+        echoed, f"unix://{tmp_path}/loose", framing=Lines(), limits=Limits(max_connections_per_peer=1)
+    )
+    with Client(server.url) as first:
+        assert first.request(b"1") == b"1"
+    server.events.wait_for(ConnectionClosed)
+    server.reconfigure(limits=Limits())
+    with Client(server.url) as second:
+        assert second.request(b"2") == b"2"
+    server.events.wait_for_count(ConnectionClosed, 2)
+    server.reconfigure(limits=Limits(max_connections_per_peer=1))
+    with Client(server.url) as third:
+        assert third.request(b"3") == b"3"
+        assert turned_away(server.url)
+
+
 def test_a_peer_comes_no_faster_than_its_rate(together, serve, longshore_clock):
     server = serve(together, limits=Limits(connection_rate=3))
     clients = [Client(server.url) for _ in range(3)]
@@ -206,6 +223,35 @@ def test_who_came_for_the_place_of_one_that_does_not_go_is_turned_away_in_the_en
     assert server.events.wait_for(ConnectionRejected).limit == "max_connections"
 
 
+def test_who_waits_for_a_place_is_counted_by_a_limit_for_peers_that_comes_meanwhile(longshore_server):
+    clung, may_go = threading.Event(), threading.Event()
+
+    def clings(connection):
+        try:
+            connection.sendall(connection.readline())
+        except ClosedError:
+            clung.set()
+            may_go.wait()
+
+    limits = Limits(max_connections=2, overflow="evict-idle")
+    server = longshore_server(
+        clings, strategy="threads", framing=Lines(), limits=limits, proxy=Proxy(trusted=("127.0.0.1",))
+    )
+    with Client(server.url, source="127.0.0.7"), Client(server.url) as proxied:
+        with Client(server.url, source="127.0.0.8") as fresh:
+            assert clung.wait(10)
+            server.reconfigure(limits=replace(limits, max_connections_per_peer=1))
+            proxied.send(header(CLIENT, SERVICE))
+            server.events.wait_for(ConnectionOpened, lambda event: event.peer == "203.0.113.9:4711")
+            may_go.set()
+            fresh.send(b"fresh\n")
+            assert fresh.recv_until_closed() == b"fresh\n"
+        server.events.wait_for(ConnectionClosed, lambda event: event.peer.startswith("127.0.0.8:"))
+        with Client(server.url, source="127.0.0.8") as again:
+            again.send(b"again\n")
+            assert again.recv_until_closed() == b"again\n"
+
+
 def test_a_full_server_that_pauses_serves_who_waits_once_there_is_room(together, serve):
     server = serve(together, limits=Limits(max_connections=1))
     with Client(server.url) as first, Client(server.url) as second:
@@ -314,6 +360,29 @@ def test_a_proxys_own_connection_is_served_as_its_own(together, serve):
     with Client(server.url) as client:
         client.send(header(None, None) + b"hello\n")
         assert client.recv_line().startswith(b"127.0.0.1:")
+
+
+def test_the_place_of_a_proxied_connection_without_a_handshake_is_the_next_ones(longshore_server, certificates):
+    server = longshore_server(
+        echoed,
+        "tls://127.0.0.1:0",
+        framing=Lines(),
+        tls=certificates.server_tls(),
+        proxy=Proxy(trusted=("127.0.0.1",)),
+        limits=Limits(max_connections=2, max_handshakes=1, overflow="pause"),
+        timeouts=Timeouts(handshake=None),
+    )
+    url = server.url.replace("tls:", "tcp:")
+    with Client(url) as slow:
+        slow.send(header(None, None))
+        server.events.wait_for(LimitNear, lambda event: event.limit == "max_handshakes")
+        with Client(url) as second, Client(url) as third:
+            third.send(header(CLIENT, SERVICE))
+            second.send(header(None, None))
+            for client in (second, third):
+                assert client.recv_until_closed() == b""
+    rejected = server.events.wait_for_count(ConnectionRejected, 2)
+    assert [event.limit for event in rejected] == ["max_handshakes"] * 2
 
 
 def test_limits_are_for_whoever_is_behind_the_proxy(together, serve):

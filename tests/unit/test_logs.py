@@ -239,6 +239,18 @@ def test_a_log_file_that_was_moved_away_is_opened_anew(tmp_path):
     configure(stream=io.StringIO())
 
 
+def test_a_log_file_that_nothing_was_written_to_yet_is_not_made_by_being_opened_anew(tmp_path):
+    path = tmp_path / "rare.log"
+    logger, handler = logging.getLogger("rare"), logging.FileHandler(path, delay=True)
+    logger.addHandler(handler)
+    reopen_logs()
+    assert not path.exists()
+    logger.warning("now")
+    assert path.read_text() == "now\n"
+    logger.removeHandler(handler)
+    handler.close()
+
+
 def test_a_log_file_whose_directory_is_gone_goes_on_where_it_is(tmp_path):
     (tmp_path / "logs").mkdir()
     logger = configure(stream=LogFile(str(tmp_path / "logs" / "app.log")))

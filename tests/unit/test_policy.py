@@ -139,6 +139,22 @@ def test_a_policy_counts_again_what_it_has_let_in_when_its_limits_change():
     assert policy.known == 0
 
 
+def test_who_came_while_there_was_no_limit_is_counted_by_the_next_one():
+    present = []
+    policy = Policy(Limits(max_connections_per_peer=2), print, lambda: present)
+    assert policy.enter(FIRST, 0.0) is None
+    present.append(FIRST)
+    policy.reconfigure(Limits())
+    # While it does not matter who comes, nobody asks.
+    present.append(SECOND)
+    policy.reconfigure(Limits(max_connections_per_peer=1))
+    assert policy.enter(SECOND, 0.0) == "max_connections_per_peer"
+    for who in (FIRST, SECOND):
+        present.remove(who)
+        policy.leave(who)
+    assert policy.known == 0
+
+
 def test_a_flood_is_told_in_sums():
     sparing = Sparing(3)
     assert [sparing.count(0.0) for _ in range(10)] == [1, 1, 1] + [0] * 7

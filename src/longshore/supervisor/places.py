@@ -219,13 +219,15 @@ class SharedGate(Gate):
         elif not self._take(patient=True):
             return False
         self._accepts[self._slot] += 1
-        self._warn(self.total)
+        if self.maximum is not None:
+            self._warn(self.total)
         return True
 
     def leave(self) -> None:
         """Give one place back, and wake who waits for one."""
         self._give()
-        self._calm(self.total)
+        if self._warned:
+            self._calm(self.total)
 
     # -- the cells -------------------------------------------------------------------------------------------
 
