@@ -1,4 +1,4 @@
-"""Whose fault a handler's error is: an error of the peer's names that peer, and no other whose address has it inside."""
+"""Whose fault a handler's error is: the peer's, where it names the peer and not an address that has it inside."""
 
 from __future__ import annotations
 
