@@ -8,12 +8,7 @@ from longshore import TLS, Limits, Lines
 from longshore.events import ConnectionClosed, HandlerFailed
 from longshore.testing import Client
 
-
-@pytest.fixture(params=["native", "portable"], autouse=True)
-def reactor(request, monkeypatch):
-    if request.param == "native":
-        pytest.importorskip("longshore.reactor.native", reason="it was not built", exc_type=ImportError)
-    monkeypatch.setenv("LONGSHORE_REACTOR", request.param)
+pytestmark = pytest.mark.usefixtures("reactor")
 
 
 def test_a_handler_that_reads_on_meets_input_however_it_comes(longshore_server):

@@ -18,13 +18,7 @@ from longshore.testing import Client, running_server
 #: What each finds in its input at once, and how much of that is its share.
 LINES, SHARE = 1000, 64
 
-
-@pytest.fixture(params=["native", "portable"], autouse=True)
-def reactor(request, monkeypatch):
-    if request.param == "native":
-        pytest.importorskip("longshore._native")
-    monkeypatch.setenv("LONGSHORE_REACTOR", request.param)
-    return request.param
+pytestmark = pytest.mark.usefixtures("reactor")
 
 
 class Turns:
