@@ -15,8 +15,10 @@ COMMAND = [sys.executable, "-m", "longshore"]
 
 
 def _environment(**variables: str) -> dict[str, str]:
-    """This environment without any of Longshore's own variables, plus `variables`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LONGSHORE_", "COV_"))}
+    """This environment without any of Longshore's own variables or Python's, plus `variables`."""
+    # PYTHONUNBUFFERED for one would have nothing left to flush at the end, where a full disk shows.
+    dropped = ("LONGSHORE_", "COV_", "PYTHON")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return kept | {"PYTHONPATH": str(SOURCE), "PYTHONWARNINGS": "error", "TERM": "dumb"} | variables
 
 

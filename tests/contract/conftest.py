@@ -147,6 +147,16 @@ def serve(longshore_server: Serve) -> Serve:
     return start
 
 
+@pytest.fixture(params=["native", "portable"])
+def reactor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The reactor that servers have, each in turn."""
+    name: str = request.param
+    if name == "native":
+        pytest.importorskip("longshore._native", reason="the native reactor was not built", exc_type=ImportError)
+    monkeypatch.setenv("LONGSHORE_REACTOR", name)
+    return name
+
+
 @dataclass(frozen=True)
 class Certificates:
     """An authority, a server's certificate and a client's, as files."""

@@ -15,12 +15,7 @@ from longshore.testing import Client
 #: More than the kernel takes for a client that does not read.
 MUCH = b"x" * (8 << 20)
 
-
-@pytest.fixture(params=["native", "portable"], autouse=True)
-def reactor(request, monkeypatch):
-    if request.param == "native":
-        pytest.importorskip("longshore.reactor.native", reason="it was not built", exc_type=ImportError)
-    monkeypatch.setenv("LONGSHORE_REACTOR", request.param)
+pytestmark = pytest.mark.usefixtures("reactor")
 
 
 def turn(server):

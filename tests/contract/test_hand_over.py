@@ -52,14 +52,6 @@ class Caller:
         return found[:-1]
 
 
-@pytest.fixture(params=["native", "portable"])
-def reactor(request, monkeypatch):
-    if request.param == "native":
-        pytest.importorskip("longshore._native", reason="the native reactor was not built", exc_type=ImportError)
-    monkeypatch.setenv("LONGSHORE_REACTOR", request.param)
-    return request.param
-
-
 def upgrading(tls: Any, seen: list[bytes], answer: bytes) -> Any:
     """A message handler that answers `answer` to all but STARTTLS."""
 

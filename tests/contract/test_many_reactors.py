@@ -22,14 +22,6 @@ SCALE = int(os.environ.get("LONGSHORE_STRESS", "1"))
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["native", "portable"])
-def reactor(request, monkeypatch):
-    if request.param == "native":
-        pytest.importorskip("longshore._native", reason="the native reactor was not built", exc_type=ImportError)
-    monkeypatch.setenv("LONGSHORE_REACTOR", request.param)
-    return request.param
-
-
 @pytest.fixture
 def eager_switching():
     """Threads take turns as often as they can, so that what is half done is seen."""

@@ -8,12 +8,7 @@ from longshore import TLS, Limits, Lines
 from longshore.events import ConnectionClosed, HandlerFailed
 from longshore.testing import Client
 
-
-@pytest.fixture(params=["native", "portable"], autouse=True)
-def reactor(request, monkeypatch):
-    if request.param == "native":
-        pytest.importorskip("longshore.reactor.native", reason="it was not built", exc_type=ImportError)
-    monkeypatch.setenv("LONGSHORE_REACTOR", request.param)
+pytestmark = pytest.mark.usefixtures("reactor")
 
 
 def test_a_handler_that_reads_on_meets_input_however_it_comes(longshore_server):
@@ -28,6 +23,31 @@ def test_a_handler_that_reads_on_meets_input_however_it_comes(longshore_server):
             client.send(b"x" * (size // 2))
             client.send(b"x" * (size - size // 2))
             assert client.recv_line() == b"%d\n" % size
+
+
+def test_input_that_comes_between_a_look_and_the_sleep_after_it_ends_the_sleep(longshore_server):
+    looks = []
+
+    def handler(message, connection):
+        link = connection._link
+        pause = link._pause
+
+        def late(*args):
+            looks.append(link._calls)
+            # The first wait is none: it has the sink tell, and looks again.
+            if len(looks) == 2:
+                client.send(b"x" * 10)
+                while link._calls == looks[-1]:
+                    pass
+            pause(*args)
+
+        link._pause = late
+        return b"%d" % len(connection.read_exactly(10))
+
+    server = longshore_server(handler, strategy="threads", framing=Lines())
+    with Client(server.url) as client:
+        client.send(b"read\n")
+        assert client.recv_line() == b"10\n"
 
 
 def test_a_handler_that_waits_for_room_meets_it_however_it_comes(longshore_server):

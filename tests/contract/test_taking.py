@@ -15,23 +15,7 @@ from longshore.errors import MessageTooLarge, ReadTimeout
 from longshore.events import ConnectionClosed, HandlerFailed
 from longshore.testing import Client, running_server
 
-
-def built(name: str) -> bool:
-    if name == "portable":
-        return True
-    try:
-        import longshore._native  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-@pytest.fixture(params=["native", "portable"], autouse=True)
-def reactor(request, monkeypatch):
-    if not built(request.param):
-        pytest.skip("the native reactor was not built")
-    monkeypatch.setenv("LONGSHORE_REACTOR", request.param)
-    return request.param
+pytestmark = pytest.mark.usefixtures("reactor")
 
 
 def talk(handler: Any, data: bytes, *, half_closes: bool = True, **options: Any) -> bytes:

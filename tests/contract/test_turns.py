@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import select
 import threading
 import time
 from collections import Counter
@@ -17,13 +18,7 @@ from longshore.testing import Client, running_server
 #: What each finds in its input at once, and how much of that is its share.
 LINES, SHARE = 1000, 64
 
-
-@pytest.fixture(params=["native", "portable"], autouse=True)
-def reactor(request, monkeypatch):
-    if request.param == "native":
-        pytest.importorskip("longshore._native")
-    monkeypatch.setenv("LONGSHORE_REACTOR", request.param)
-    return request.param
+pytestmark = pytest.mark.usefixtures("reactor")
 
 
 class Turns:
@@ -161,27 +156,32 @@ def test_what_arrives_meanwhile_is_not_taken_before_the_turn_comes(strategy):
 
     def wait_for_a_turn(connection: Any) -> None:
         stream = connection._link.stream
-        woken: list[bool] = []
         stream.input.feed(b"line\n" * LINES)
         while connection._link.input.take_line(10) == b"line\n":
             pass
         assert stream.sated()
-        assert stream.expect(lambda: woken.append(True))
+        assert stream.expect(lambda: None)
+        assert stream.sated()
+        client.send(b"more")
+        assert select.select([connection.fileno()], [], [], 5)[0]
         stream.take_arrived()
-        seen.extend([bool(woken), stream.watch.waiting])
+        seen.extend([stream.sated(), stream.watch.waiting])
 
     def handler(connection: Any) -> None:
+        connection.readline()
         wait_for_a_turn(connection)
         connection.sendall(b"done")
 
     async def handler_async(connection: Any) -> None:
+        await connection.readline()
         wait_for_a_turn(connection)
         await connection.sendall(b"done")
 
     chosen = handler if strategy == "green" else handler_async
     with running_server(chosen, strategy=strategy) as server, Client(server.url) as client:
-        assert client.recv_until_closed() == b"done"
-    assert seen == [False, False]
+        client.send(b"begin\n")
+        assert client.recv_exactly(4) == b"done"
+    assert seen == [True, False]
 
 
 def test_what_is_left_over_by_many_keeps_nobody_waiting_for_all_of_it():

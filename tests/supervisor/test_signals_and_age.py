@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import SimpleNamespace
 
@@ -45,8 +46,13 @@ def test_usr1_has_every_worker_write_to_a_new_log_and_no_line_is_lost(service, a
     (app / "app.log").rename(app / "app.log.1")
     server.send(signal.SIGUSR1)
     wait_for(lambda: written("app.log"))
+    # What sends it to all processes of the command sends it to workers as well.
+    (app / "app.log").rename(app / "app.log.2")
+    for pid in workers:
+        os.kill(pid, signal.SIGUSR1)
+    wait_for(lambda: written("app.log"))
     assert set(server.workers()) == workers
-    assert len(lines("app.log")) + len(lines("app.log.1")) == asked
+    assert sum(len(lines(name)) for name in ("app.log", "app.log.1", "app.log.2")) == asked
 
 
 def test_quit_cuts_what_is_at_work_and_ends_at_once(service, app):

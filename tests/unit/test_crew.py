@@ -25,6 +25,20 @@ def test_a_crew_without_bound_has_a_thread_for_each_job():
     assert crew.close() == ()
 
 
+def test_a_thread_that_waits_for_a_job_is_not_counted_on_for_two():
+    crew = Crew(lambda: None)
+    crew.submit("first", str)
+    while not crew._idle:
+        pass
+    together = threading.Barrier(3)
+    with crew._ready:
+        # Before it can wake, as its lock is held.
+        crew.submit("second", together.wait)
+        crew.submit("third", together.wait)
+    together.wait(20)
+    assert crew.close() == ()
+
+
 def test_what_is_behind_waits_for_the_others_but_not_for_ever():
     crew = Crew(lambda: 1)
     go, done, order = threading.Event(), threading.Event(), []

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,91 +47,85 @@ async def connected(**limits: Any) -> AsyncIterator[tuple[AsyncConnection, socke
         reactor.close()
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 10))  # type: ignore[arg-type]
+def in_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    """A test that is a coroutine."""
+
+    @functools.wraps(test)
+    def run() -> None:
+        asyncio.run(asyncio.wait_for(test(), 10))  # type: ignore[arg-type]
+
+    return run
 
 
-def test_input_that_comes_wakes_the_task_that_waits_for_it() -> None:
-    async def test() -> None:
-        async with connected() as (connection, theirs, _):
-            waiting = asyncio.ensure_future(connection.receive())
+@in_a_loop
+async def test_input_that_comes_wakes_the_task_that_waits_for_it() -> None:
+    async with connected() as (connection, theirs, _):
+        waiting = asyncio.ensure_future(connection.receive())
+        await asyncio.sleep(0)
+        theirs.send(b"one\ntwo\n")
+        assert await waiting == b"one"
+        assert await connection.receive() == b"two"
+
+
+@in_a_loop
+async def test_a_wait_that_takes_too_long_raises_and_leaves_the_connection_usable() -> None:
+    async with connected() as (connection, theirs, _):
+        connection.settimeout(0.01)
+        with pytest.raises(ReadTimeout, match=r"the peer sent nothing in 0\.01 s"):
+            await connection.receive()
+        connection.settimeout(5)
+        theirs.send(b"late\n")
+        assert await connection.receive() == b"late"
+
+
+@in_a_loop
+async def test_a_cancelled_wait_loses_no_byte() -> None:
+    async with connected() as (connection, theirs, link):
+        theirs.send(b"ha")
+        waiting = asyncio.ensure_future(connection.receive())
+        while not link.stream.received:
             await asyncio.sleep(0)
-            theirs.send(b"one\ntwo\n")
-            assert await waiting == b"one"
-            assert await connection.receive() == b"two"
-
-    run(test)
-
-
-def test_a_wait_that_takes_too_long_raises_and_leaves_the_connection_usable() -> None:
-    async def test() -> None:
-        async with connected() as (connection, theirs, _):
-            connection.settimeout(0.01)
-            with pytest.raises(ReadTimeout, match=r"the peer sent nothing in 0\.01 s"):
-                await connection.receive()
-            connection.settimeout(5)
-            theirs.send(b"late\n")
-            assert await connection.receive() == b"late"
-
-    run(test)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not link.waiting
+        theirs.send(b"lf\n")
+        assert await connection.receive() == b"half"
 
 
-def test_a_cancelled_wait_loses_no_byte() -> None:
-    async def test() -> None:
-        async with connected() as (connection, theirs, link):
-            theirs.send(b"ha")
-            waiting = asyncio.ensure_future(connection.receive())
-            while not link.stream.received:
-                await asyncio.sleep(0)
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-            assert not link.waiting
-            theirs.send(b"lf\n")
-            assert await connection.receive() == b"half"
-
-    run(test)
+@in_a_loop
+async def test_a_wait_ends_with_closed_error_when_another_task_closes() -> None:
+    async with connected() as (connection, _, link):
+        waiting = asyncio.ensure_future(connection.recv(10))
+        await asyncio.sleep(0)
+        connection.close()
+        with pytest.raises(ClosedError, match="the peer"):
+            await waiting
+        await link.gone()
+        assert connection.fileno() == -1
 
 
-def test_a_wait_ends_with_closed_error_when_another_task_closes() -> None:
-    async def test() -> None:
-        async with connected() as (connection, _, link):
-            waiting = asyncio.ensure_future(connection.recv(10))
-            await asyncio.sleep(0)
-            connection.close()
-            with pytest.raises(ClosedError, match="the peer"):
-                await waiting
-            await link.gone()
-            assert connection.fileno() == -1
-
-    run(test)
+@in_a_loop
+async def test_sending_queues_at_the_call_without_being_awaited() -> None:
+    async with connected() as (connection, theirs, _):
+        connection.send(b"now")
+        assert theirs.recv(100) == b"now\n"
 
 
-def test_sending_queues_at_the_call_without_being_awaited() -> None:
-    async def test() -> None:
-        async with connected() as (connection, theirs, _):
-            connection.send(b"now")
-            assert theirs.recv(100) == b"now\n"
-
-    run(test)
-
-
-def test_a_send_over_the_limit_waits_for_room() -> None:
-    async def test() -> None:
-        async with connected(max_pending_bytes=PENDING) as (connection, theirs, link):
-            sending = asyncio.ensure_future(connection.sendall(bytes(4_000_000)))
-            await asyncio.sleep(0)
-            assert link.pending > PENDING
-            assert not sending.done()
-            taken = await drained(theirs, until=sending.done)
-            await sending
-            assert link.pending <= PENDING // 2
-            flushing = asyncio.ensure_future(connection.flush())
-            taken += await drained(theirs, until=flushing.done)
-            taken += len(theirs.recv(1 << 22)) if taken < 4_000_000 else 0
-            assert link.pending == 0
-
-    run(test)
+@in_a_loop
+async def test_a_send_over_the_limit_waits_for_room() -> None:
+    async with connected(max_pending_bytes=PENDING) as (connection, theirs, link):
+        sending = asyncio.ensure_future(connection.sendall(bytes(4_000_000)))
+        await asyncio.sleep(0)
+        assert link.pending > PENDING
+        assert not sending.done()
+        taken = await drained(theirs, until=sending.done)
+        await sending
+        assert link.pending <= PENDING // 2
+        flushing = asyncio.ensure_future(connection.flush())
+        taken += await drained(theirs, until=flushing.done)
+        taken += len(theirs.recv(1 << 22)) if taken < 4_000_000 else 0
+        assert link.pending == 0
 
 
 async def drained(sock: socket.socket, until: Callable[[], bool]) -> int:
@@ -142,76 +137,66 @@ async def drained(sock: socket.socket, until: Callable[[], bool]) -> int:
     return total
 
 
-def test_who_never_awaits_is_refused_once_the_limit_is_exceeded() -> None:
-    async def test() -> None:
-        async with connected(max_pending_bytes=PENDING) as (connection, _, _):
-            connection.sendall(bytes(4_000_000))
-            with pytest.raises(LimitExceeded, match="max_pending_bytes=32768"):
-                connection.sendall(b"more")
-
-    run(test)
+@in_a_loop
+async def test_who_never_awaits_is_refused_once_the_limit_is_exceeded() -> None:
+    async with connected(max_pending_bytes=PENDING) as (connection, _, _):
+        connection.sendall(bytes(4_000_000))
+        with pytest.raises(LimitExceeded, match="max_pending_bytes=32768"):
+            connection.sendall(b"more")
 
 
-def test_waiting_for_room_has_a_deadline() -> None:
-    async def test() -> None:
-        async with connected(max_pending_bytes=PENDING) as (connection, _, _):
-            connection.settimeout(0.01)
-            with pytest.raises(WriteTimeout, match="the peer"):
-                await connection.sendall(bytes(4_000_000))
-            with pytest.raises(WriteTimeout, match="the peer"):
-                await connection.flush()
-
-    run(test)
+@in_a_loop
+async def test_waiting_for_room_has_a_deadline() -> None:
+    async with connected(max_pending_bytes=PENDING) as (connection, _, _):
+        connection.settimeout(0.01)
+        with pytest.raises(WriteTimeout, match="the peer"):
+            await connection.sendall(bytes(4_000_000))
+        with pytest.raises(WriteTimeout, match="the peer"):
+            await connection.flush()
 
 
-def test_another_thread_may_send_and_close() -> None:
-    async def test() -> None:
-        async with connected() as (connection, theirs, link):
+@in_a_loop
+async def test_another_thread_may_send_and_close() -> None:
+    async with connected() as (connection, theirs, link):
 
-            def elsewhere() -> None:
-                connection.send(b"from a thread")
-                connection.close()
+        def elsewhere() -> None:
+            connection.send(b"from a thread")
+            connection.close()
 
-            await asyncio.to_thread(elsewhere)
-            theirs.close()
-            await link.gone()
-            assert link.stream.sent == len(b"from a thread\n")
-
-    run(test)
+        await asyncio.to_thread(elsewhere)
+        theirs.close()
+        await link.gone()
+        assert link.stream.sent == len(b"from a thread\n")
 
 
-def test_output_put_off_leaves_when_the_loop_iteration_ends() -> None:
-    async def test() -> None:
-        async with connected() as (connection, theirs, link):
-            link.stream.coalescing = True
-            theirs.send(b"1\n2\n3\n")
-            for _ in range(2):
-                connection.send(await connection.receive())
-            with pytest.raises(BlockingIOError):
-                theirs.recv(100)
-            await asyncio.sleep(0)
-            assert theirs.recv(100) == b"1\n2\n"
-
-    run(test)
+@in_a_loop
+async def test_output_put_off_leaves_when_the_loop_iteration_ends() -> None:
+    async with connected() as (connection, theirs, link):
+        link.stream.coalescing = True
+        theirs.send(b"1\n2\n3\n")
+        for _ in range(2):
+            connection.send(await connection.receive())
+        with pytest.raises(BlockingIOError):
+            theirs.recv(100)
+        await asyncio.sleep(0)
+        assert theirs.recv(100) == b"1\n2\n"
 
 
-def test_timers_and_posts_turn_an_embedded_reactor() -> None:
-    async def test() -> None:
-        loop = asyncio.get_running_loop()
-        reactor = PortableReactor()
-        embedding = embed(reactor, loop)
-        try:
-            called: asyncio.Queue[str] = asyncio.Queue()
-            await asyncio.sleep(0)
-            reactor.call_later(0.02, called.put_nowait, "second")
-            reactor.call_later(0.01, called.put_nowait, "first")
-            await asyncio.to_thread(reactor.post, called.put_nowait, "posted")
-            assert {await called.get() for _ in range(3)} == {"posted", "first", "second"}
-        finally:
-            embedding.close()
-            reactor.close()
-
-    run(test)
+@in_a_loop
+async def test_timers_and_posts_turn_an_embedded_reactor() -> None:
+    loop = asyncio.get_running_loop()
+    reactor = PortableReactor()
+    embedding = embed(reactor, loop)
+    try:
+        called: asyncio.Queue[str] = asyncio.Queue()
+        await asyncio.sleep(0)
+        reactor.call_later(0.02, called.put_nowait, "second")
+        reactor.call_later(0.01, called.put_nowait, "first")
+        await asyncio.to_thread(reactor.post, called.put_nowait, "posted")
+        assert {await called.get() for _ in range(3)} == {"posted", "first", "second"}
+    finally:
+        embedding.close()
+        reactor.close()
 
 
 def loops() -> list[Any]:

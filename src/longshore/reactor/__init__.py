@@ -36,7 +36,8 @@ class Sink(Protocol):
     def arrived(self) -> None:
         """Input came, or the stream ended (`stream.input.ended`), or failed (`stream.error`).
 
-        A native stream leaves this out where the messages are dispatched, or somebody is parked, unless `telling`.
+        A native stream leaves this out where the messages are dispatched, or somebody is parked, and the portable one
+        where he rests, unless `telling`.
         """
 
     def drained(self) -> None:

@@ -9,8 +9,7 @@ Facts, and what follows from them:
 * close(2) with unread input makes the kernel send a reset, which destroys output that the peer has not
   read yet.  So a stream ends in steps: flush, shutdown(SHUT_WR), read and drop, close.
 * A peer's half-close says nothing about what it still reads.  So it only ends the input.
-* Bytes move deadlines later, never earlier.  So one timer per stream is enough: when it fires, it asks
-  the `Watch` again.
+* Bytes move deadlines later, never earlier.  So one timer per stream is enough: it asks the `Watch` again.
 """
 
 from __future__ import annotations
@@ -194,7 +193,9 @@ class Stream:
     def _tell_arrived(self) -> None:
         if not self.rests():
             self.wake()
-        self.sink.arrived()
+        # The sink would wake whoever rests before it is his turn.
+        if self.telling or not self.rests():
+            self.sink.arrived()
         self.go_on()
 
     # -- input -----------------------------------------------------------------------------------------
@@ -573,8 +574,7 @@ class Stream:
         self._timer = self.reactor.call_at(when, self._on_deadline)
 
     def _on_deadline(self) -> None:
-        self._timer = None
-        self._armed = math.inf
+        self._timer, self._armed = None, math.inf
         if self.state == "closed":
             return
         when, name = self.watch.deadline()
