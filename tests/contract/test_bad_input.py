@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import random
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import longshore
 from contract.conftest import Shape
 from longshore import LengthPrefixed, Limits, Lines, Netstring, Server, Timeouts
 from longshore.config import Proxy
@@ -147,6 +149,24 @@ def test_a_peer_that_outstays_its_lifetime_is_a_timeout(shape, serve, longshore_
         closed = end_of_the_bad_one(server)
     assert closed.cause == "timeout"
     assert "lifetime=100" in str(closed.error)
+
+
+@pytest.mark.parametrize("strategy", ["green", "async"])
+def test_a_lifetime_ends_though_the_handler_never_reads(strategy, longshore_server, longshore_clock):
+    def handler(connection: Any) -> None:
+        connection.sendall(b"here")
+        longshore.sleep(1000)
+
+    async def task(connection: Any) -> None:
+        await connection.sendall(b"here")
+        await asyncio.sleep(1000)
+
+    chosen = handler if strategy == "green" else task
+    server = longshore_server(chosen, strategy=strategy, timeouts=Timeouts(lifetime=100))
+    with Client(server.url) as client:
+        assert client.recv(4) == b"here"
+        longshore_clock.advance(101)
+        assert client.recv_until_closed() == b""
 
 
 def test_a_reset_in_mid_message_is_a_reset(framed, serve, bystander):
