@@ -102,7 +102,8 @@ class Watch:
     """The deadlines of one connection; every time is in seconds on the reactor's clock.
 
     Bytes only ever move deadlines later, so whoever armed a timer for `deadline()` may leave it and ask again
-    when it fires; only `wait` and `output` can bring one nearer.
+    when it fires; only `wait`, `output`, the last of it that leaves and, under `min_rate`, the first byte of a message
+    can bring one nearer.
     """
 
     __slots__ = (
@@ -200,7 +201,8 @@ class Watch:
         if self.waiting:
             if self.first and limits.first_byte is not None and self.ready + limits.first_byte < found:
                 found, name = self.ready + limits.first_byte, "first_byte"
-            if limits.idle is not None and self.last_byte + limits.idle < found:
+            # What the peer leaves untaken is for `write` to judge: it is not silence.
+            if limits.idle is not None and not self.pending and self.last_byte + limits.idle < found:
                 found, name = self.last_byte + limits.idle, "idle"
             if limits.min_rate is not None and self.partial_since is not None:
                 due = self.partial_since + RATE_GRACE + self.partial_bytes / limits.min_rate

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import random
+import socket
 import threading
 import tracemalloc
 from typing import Any
 
 import pytest
 
+import longshore
 from contract.conftest import Shape
-from longshore import LengthPrefixed, Limits, Lines, Netstring, Server, Timeouts
+from longshore import LengthPrefixed, Limits, Lines, MessageHandler, Netstring, Server, Timeouts
 from longshore.config import Proxy
 from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
 from longshore.testing import Client
@@ -149,6 +152,24 @@ def test_a_peer_that_outstays_its_lifetime_is_a_timeout(shape, serve, longshore_
     assert "lifetime=100" in str(closed.error)
 
 
+@pytest.mark.parametrize("strategy", ["green", "async"])
+def test_a_lifetime_ends_though_the_handler_never_reads(strategy, longshore_server, longshore_clock):
+    def handler(connection: Any) -> None:
+        connection.sendall(b"here")
+        longshore.sleep(1000)
+
+    async def task(connection: Any) -> None:
+        await connection.sendall(b"here")
+        await asyncio.sleep(1000)
+
+    chosen = handler if strategy == "green" else task
+    server = longshore_server(chosen, strategy=strategy, timeouts=Timeouts(lifetime=100))
+    with Client(server.url) as client:
+        assert client.recv(4) == b"here"
+        longshore_clock.advance(101)
+        assert client.recv_until_closed() == b""
+
+
 def test_a_reset_in_mid_message_is_a_reset(framed, serve, bystander):
     server = serve(framed, answer)
     with bystander(server):
@@ -192,6 +213,43 @@ def test_a_peer_that_never_reads_is_a_timeout(framed, serve, bystander, longshor
         assert "write=30" in str(closed.error)
         assert closed.unsent > 0 or framed.blocks
     assert server.events.of(HandlerFailed) == []
+
+
+def test_silence_is_not_idle_while_output_is_untaken(longshore_server, longshore_clock):
+    size, idle, sent = 8_000_000, [], threading.Event()
+
+    class Flood(MessageHandler):
+        framing = Lines(max_size=size)
+
+        def message(self, message: bytes) -> None:
+            self.connection.send(b"x" * size)
+            sent.set()
+
+        def idle(self) -> None:
+            idle.append(self.connection.id)
+
+    limits, timeouts = Limits(max_pending_bytes=2 * size), Timeouts(idle=50, write=900)
+    server = longshore_server(Flood, limits=limits, timeouts=timeouts)
+    with Client(server.url, receive_buffer=4096) as slow:
+        slow.send(b"go\n")
+        assert sent.wait(10)
+        longshore_clock.advance(51)
+        turn(server)
+        assert idle == []
+        slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        assert len(slow.recv_exactly(size + 1)) == size + 1
+        turn(server)
+        longshore_clock.advance(51)
+        assert slow.recv_until_closed() == b""
+        assert len(idle) == 1
+        assert "idle=50" in str(end_of_the_bad_one(server).error)
+
+
+def turn(server: Any) -> None:
+    """Return once the server's reactor has been through all that there was to do."""
+    turned = threading.Event()
+    server.reactor.post(server.reactor.again, turned.set)
+    assert turned.wait(10)
 
 
 def end_after_silence(server: Any, clock: Any) -> ConnectionClosed:

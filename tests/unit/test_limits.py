@@ -78,6 +78,15 @@ def test_write_is_due_only_while_output_is_pending_and_progress_moves_it():
     assert watch.deadline() == (math.inf, "")
 
 
+def test_nobody_is_idle_while_output_is_pending():
+    watch = Watch(Timeouts(write=900, idle=10, first_byte=None), 0.0)
+    watch.wait(0.0)
+    watch.output(5.0)
+    assert watch.deadline() == (905.0, "write")
+    watch.sent(20.0, left=False)
+    assert watch.deadline() == (30.0, "idle")
+
+
 def test_the_lifetime_ends_even_a_busy_connection():
     watch = Watch(Timeouts(lifetime=100), 0.0)
     watch.received(1, 99.0)

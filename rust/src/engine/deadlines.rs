@@ -1,7 +1,8 @@
 //! The deadlines of one connection: the twin of `longshore.limits.Watch`, rule for rule.
 //!
 //! Bytes only ever move deadlines later, so whoever armed a timer for [`Watch::deadline`] may leave it and ask again
-//! when it fires; only `wait` and `output` can bring one nearer.
+//! when it fires; only `wait`, `output`, the last of it that leaves and, under `min_rate`, the first byte of a message
+//! can bring one nearer.
 
 /// A message is not judged by `min_rate` before it has had this long (seconds).
 const RATE_GRACE: f64 = 5.0;
@@ -163,7 +164,10 @@ impl Watch {
             if self.first {
                 look(self.opened + limits.first_byte, Due::FirstByte);
             }
-            look(self.last_byte + limits.idle, Due::Idle);
+            if !self.pending {
+                // What the peer leaves untaken is for `write` to judge: it is not silence.
+                look(self.last_byte + limits.idle, Due::Idle);
+            }
             if limits.min_rate > 0.0 {
                 look(self.partial_since + RATE_GRACE + self.partial_bytes as f64 / limits.min_rate, Due::MinRate);
             }
@@ -201,6 +205,20 @@ mod tests {
         assert_eq!(watch.deadline(&LIMITS), (7.0, Due::MinRate));
         watch.received(100, 3.0);
         assert_eq!(watch.deadline(&LIMITS), (8.0, Due::MinRate));
+    }
+
+    #[test]
+    fn nobody_is_idle_while_output_is_pending() {
+        let mut watch = Watch::new(0.0);
+        watch.received(1, 0.0);
+        watch.wait(0.0);
+        watch.whole();
+        watch.output(595.0);
+        assert_eq!(watch.deadline(&LIMITS), (625.0, Due::Write));
+        watch.sent(620.0, true);
+        assert_eq!(watch.deadline(&LIMITS), (650.0, Due::Write));
+        watch.sent(640.0, false);
+        assert_eq!(watch.deadline(&LIMITS), (1240.0, Due::Idle));
     }
 
     #[test]

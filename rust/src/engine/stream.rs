@@ -404,7 +404,7 @@ impl Stream {
             }
             let half = self.max_pending / 2;
             effects.drained = before > half && half >= left || left == 0 && (self.blocked || self.telling);
-            self.blocked = left > 0;
+            let was_blocked = std::mem::replace(&mut self.blocked, left > 0);
             if left > 0 {
                 effects.near = self.comes_near(left);
                 self.watch.output(now);
@@ -414,6 +414,10 @@ impl Stream {
                 self.near = false;
                 self.wire_start = 0;
                 kit.pool.give(std::mem::take(&mut self.wire));
+                if was_blocked {
+                    // Silence counts again, and may be due before the timer that was for the peer's progress.
+                    self.arm(kit, token);
+                }
             }
         }
         self.update(kit, token);

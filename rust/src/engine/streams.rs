@@ -96,9 +96,11 @@ impl<T> Engine<T> {
 
     /// Begin to be open.
     pub fn start(&mut self, token: Token) {
-        if let Some(stream) = self.stream_mut(token) {
+        self.with(token, |stream, kit| {
             stream.state = State::Open;
-        }
+            // Its lifetime runs from here, whether or not a handler ever waits.
+            stream.arm(kit, token);
+        });
     }
 
     /// Watch the socket for just what can be done now.

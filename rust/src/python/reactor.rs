@@ -350,7 +350,11 @@ impl Reactor {
             let Some((callback, args)) = me.with(py, |core| core.posted.pop_front()) else { break };
             callback.bind(py).call1(args.bind(py).clone())?;
         }
-        let again = me.with(py, |core| core.again.len());
+        let again = me.with(py, |core| {
+            // What a timer or a posted call has seen of the clock is of before.
+            core.latest = None;
+            core.again.len()
+        });
         let began = if again > 0 { monotonic() } else { started };
         for _ in 0..again {
             match me.with(py, |core| core.again.pop_front()) {

@@ -119,6 +119,7 @@ class Stream:
 
     def start(self) -> None:
         """Begin: with the TLS handshake if there is a session, else ready at once."""
+        self._arm()
         if self.tls is not None:
             self._begin_handshake()
         else:
@@ -151,6 +152,7 @@ class Stream:
         self.input.feed(unread)
         self.input.ended = ended
         self._wire += unsent
+        self._arm()
         self._update()
 
     @property
@@ -460,11 +462,9 @@ class Stream:
         """Reset the connection: the peer gets an RST, and what is pending is lost."""
         if self.state == "closed":
             return
-        try:
+        # Sockets without it (AF_UNIX on some systems) just close.
+        with contextlib.suppress(OSError):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        except OSError:
-            # Sockets without it (AF_UNIX on some systems) just close.
-            pass
         self.fail(cause, error)
 
     def fail(self, cause: str, error: BaseException | None) -> None:
