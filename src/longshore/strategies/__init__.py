@@ -12,7 +12,6 @@ is still at work.
 from __future__ import annotations
 
 import functools
-from re import escape, search
 from socket import AF_INET6
 from socket import socket as Socket
 from traceback import walk_tb
@@ -200,9 +199,11 @@ class Session:
         One that the peer has caused names it; one of the system's has come through a call of the connection, or of the
         socket that a class handler has.
         """
-        # Whole: one address may be a part of another.
-        if isinstance(error, PeerError) and self.peer and search(rf"(?<!\d){escape(self.peer)}(?!\d)", str(error)):
-            return True
+        if isinstance(error, PeerError) and self.peer:
+            # Whole: one address may be a part of another.  A pattern for each peer would stay in the cache of `re`.
+            before, found, after = str(error).partition(self.peer)
+            if found and not before[-1:].isdigit() and not after[:1].isdigit():
+                return True
         guard = getattr(self, "guard", None)
         callers = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
         return any(
