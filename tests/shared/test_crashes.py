@@ -169,11 +169,14 @@ def test_a_killed_waiter_swallows_nothing(place, program, what):
                 shared.Queue("r").put(1)
                 woken.put(condition.wait(10))
 
-        threading.Thread(target=sleep, daemon=True).start()
+        sleeper = threading.Thread(target=sleep, daemon=True)
+        sleeper.start()
         shared.Queue("r").get(timeout=5)
         with shared.Condition("x") as condition:
             condition.notify()
         assert woken.get(timeout=5) is True
+        # It lets go of the condition before its place is left.
+        sleeper.join(5)
     else:
         shared.Event("x").set()
         assert shared.Event("x").wait(5)
