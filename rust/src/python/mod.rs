@@ -12,6 +12,7 @@ mod input;
 mod ledger;
 mod reactor;
 mod reactor_methods;
+mod sealing;
 mod sender;
 mod stream;
 mod stream_methods;

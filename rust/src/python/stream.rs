@@ -24,6 +24,8 @@ pub struct Own {
     pub framing: Option<Py<PyAny>>,
     pub cause: Option<Py<PyAny>>,
     pub error: Option<Py<PyAny>>,
+    /// What has the keys, if it speaks TLS.
+    pub tls: Option<Py<PyAny>>,
     /// Whom to hand the messages to.
     pub plan: Option<Plan>,
     /// Whom to call once when something happens, in place of the sink.
@@ -107,8 +109,11 @@ impl Stream {
         match read {
             Read::Nothing => Ok(()),
             Read::Gone(effects) => Self::apply(slf, effects),
-            Read::Arrived => {
-                let told = Self::arrived(slf, direct, now);
+            Read::Arrived | Read::Sealed => {
+                let told = match read {
+                    Read::Sealed => Self::unseal(slf, direct, now),
+                    _ => Self::arrived(slf, direct, now),
+                };
                 let me = slf.get();
                 me.with(slf.py(), |core| core.engine.settle(me.token));
                 told
@@ -199,6 +204,12 @@ impl Stream {
         if effects.near {
             me.tell(py, intern!(py, "near"))?;
         }
+        if effects.sealing {
+            Self::seal(slf)?;
+        }
+        if effects.farewell {
+            Self::take_leave(slf)?;
+        }
         if effects.drained {
             if me.own.with(py, |own| own.plan.is_some()) {
                 me.tell(py, intern!(py, "drained"))?;
@@ -276,6 +287,9 @@ impl Stream {
         }
         let error = words::OVERDUE.error(py, (due.name(), me.timeouts.clone_ref(py), me.peer.clone_ref(py)));
         let error = Some(error.into_value(py).into_any());
+        if due == Due::Handshake {
+            return Self::end_with(slf, intern!(py, "handshake").clone().into_any().unbind(), error, false);
+        }
         let cause = intern!(py, "timeout").clone().into_any().unbind();
         if due == Due::Write {
             return Self::end_with(slf, cause, error, true);

@@ -16,7 +16,7 @@ use crate::engine::{Options, Read, State};
 #[pymethods]
 impl Stream {
     #[new]
-    #[pyo3(signature = (reactor, sock, peer, sink, limits, timeouts, framing))]
+    #[pyo3(signature = (reactor, sock, peer, sink, limits, timeouts, framing, tls = None))]
     #[allow(clippy::too_many_arguments)] // they are those of `reactor.stream`
     fn new(
         py: Python<'_>,
@@ -27,6 +27,7 @@ impl Stream {
         limits: Bound<'_, PyAny>,
         timeouts: Bound<'_, PyAny>,
         framing: Bound<'_, PyAny>,
+        tls: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let rust = reactor.get();
         let Some(native) = rust.framing(py, &framing)? else {
@@ -50,6 +51,7 @@ impl Stream {
                 socket: Some(sock.unbind()),
                 sink: Some(sink),
                 framing: Some(framing.unbind()),
+                tls,
                 ..Own::default()
             }),
         })
@@ -73,10 +75,10 @@ impl Stream {
         slf
     }
 
-    /// A native stream speaks no TLS.
+    /// What seals and unseals, if it speaks TLS.
     #[getter]
-    fn tls(&self) -> Option<Py<PyAny>> {
-        None
+    fn tls(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.own.with(py, |own| own.tls.as_ref().map(|tls| tls.clone_ref(py)))
     }
 
     /// One of `lifecycle.CONNECTION`.
@@ -167,21 +169,35 @@ impl Stream {
         Watch { last_byte, waiting, timeouts: self.timeouts.clone_ref(py) }
     }
 
-    /// Begin.
+    /// Begin: with the TLS handshake if there is a session, else ready at once.
     fn start(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let me = slf.get();
         me.reactor().adopt(py, me.token, slf.clone().unbind());
+        if let Some(session) = me.tls(py)? {
+            return Self::begin_tls(slf, session);
+        }
         me.with(py, |core| core.engine.start(me.token));
         me.tell(py, intern!(py, "opened"))?;
         me.with(py, |core| core.engine.update(me.token));
         Ok(())
     }
 
-    /// Speak TLS from the next byte on: on a portable stream, which takes the place of this one.
+    /// Speak TLS from the next byte on; the sink's `opened` tells when the handshake is done.
+    ///
+    /// What is buffered was sent after the peer asked for TLS, so it can only belong to the handshake: it is given to
+    /// it, and plaintext that somebody slipped in makes it fail.
     fn start_tls(slf: &Bound<'_, Self>, session: Bound<'_, PyAny>) -> PyResult<()> {
-        let stream = words::HAND_OVER.get(slf.py())?.call1((slf,))?;
-        stream.call_method1("start_tls", (session,)).map(drop)
+        let py = slf.py();
+        let me = slf.get();
+        if me.state(py) != State::Open {
+            return Err(me.failure_error(py));
+        }
+        let early = me.engine(py, |stream| stream.input.take_all());
+        if !early.is_empty() {
+            session.call_method1(intern!(py, "feed"), (PyBytes::new(py, &early),))?;
+        }
+        Self::begin_tls(slf, session.unbind())
     }
 
     /// Say whether a handler waits for input: it is what `idle` counts, and it always reads on.
@@ -409,6 +425,9 @@ impl Stream {
         if me.state(py) != State::Open {
             return Err(words::CLOSED.error(py, (me.peer.clone_ref(py),)));
         }
+        if me.tls(py)?.is_some() {
+            return Err(words::BOUND.error(py, ()));
+        }
         Self::flush(slf)?;
         let (unread, socket) = Self::release(slf)?;
         me.farewell(slf)?;
@@ -454,7 +473,7 @@ impl Stream {
         visit.call(&self.timeouts)?;
         self.own
             .visit(|own| {
-                for object in [&own.socket, &own.sink, &own.framing, &own.cause, &own.error, &own.waiter] {
+                for object in [&own.socket, &own.sink, &own.framing, &own.cause, &own.error, &own.tls, &own.waiter] {
                     visit.call(object)?;
                 }
                 for waiter in &own.more_waiters {

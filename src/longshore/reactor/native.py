@@ -1,6 +1,6 @@
 """The native reactor: `longshore._native` in the shape of the contract.
 
-Streams over IPv4, IPv6 and Unix sockets, without TLS and with a built-in framing, are native; whatever else comes is
+Streams over IPv4, IPv6 and Unix sockets with a built-in framing are native, with TLS too; whatever else comes is
 served by the portable `Stream` on the native reactor's watches, connection by connection.  The native half asks this
 file for its words: every error is made here, from the same text that the portable one uses.
 """
@@ -23,6 +23,7 @@ from longshore.reactor.acceptor import Acceptor
 from longshore.reactor.clock import Clock
 from longshore.reactor.datagrams import Datagrams
 from longshore.reactor.stream import Stream
+from longshore.tls import bound, hung_up, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,15 +36,18 @@ __all__ = (
     "NEED_MORE",
     "NativeReactor",
     "NativeStream",
+    "bound",
     "closed",
     "cut_short",
     "hand_over",
+    "hung_up",
     "malformed",
     "no_framing",
     "no_separator",
     "overdue",
     "panicked",
     "peer_closed",
+    "refused",
     "shut",
     "too_long",
     "translate",
@@ -146,9 +150,9 @@ class NativeReactor(_native.Reactor):
         packets: bool = False,
     ) -> Any:
         """Own `sock` as a stream: a native one where that serves it, else a portable one."""
-        plain = tls is None and not packets and getattr(sock, "suspicion", None) is None
+        plain = not packets and getattr(sock, "suspicion", None) is None
         if plain and family_of(sock) in _FAMILIES and serves(framing):
-            return NativeStream(self, sock, peer, sink, limits, timeouts, framing)
+            return NativeStream(self, sock, peer, sink, limits, timeouts, framing, tls)
         return Stream(
             self,  # type: ignore[arg-type]
             sock,
@@ -260,7 +264,7 @@ def panicked(text: str) -> InternalError:
 
 
 def hand_over(native: _native.Stream) -> Stream:
-    """Put a portable stream into the place of a native one, which is forgotten: it speaks TLS, and any framing.
+    """Put a portable stream into the place of a native one, which is forgotten: it knows any framing.
 
     Raises:
         LongshoreError, OSError: the stream is not open any more.
@@ -282,6 +286,7 @@ def hand_over(native: _native.Stream) -> Stream:
         limits=native.limits,
         timeouts=native.watch.timeouts,
         framing=native.framing,
+        tls=native.tls,
     )
     stream.continue_as(native, unread=unread, unsent=unsent, ended=ended)
     sink.attach(stream)

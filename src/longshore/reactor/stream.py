@@ -30,7 +30,7 @@ from longshore.packets import Packets, send_packets
 from longshore.reactor.dispatch import Dispatch
 from longshore.reactor.taking import DONE, taking, taking_line, taking_some
 from longshore.reactor.waiters import Waiters
-from longshore.tls import Session, TLSError
+from longshore.tls import Session, TLSError, bound, hung_up, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -256,21 +256,23 @@ class Stream:
         assert session is not None
         # The end of the stream is not fed: OpenSSL takes one without close_notify for an attack and refuses to send
         # from then on, but a peer that half-closed is still owed its replies.
-        if data:
-            session.feed(data)
+        ciphertext = data
         if not session.ready:
+            session.feed(data)
             self._handshake()
             if not session.ready:
                 if not data and self.state == "opening":
-                    self.fail("handshake", TLSError(f"{self.peer} closed the connection in the TLS handshake"))
+                    self.fail("handshake", hung_up(self.peer))
                 return
+            ciphertext = b""
         try:
-            plain, ended = session.decrypt()
+            plain, ended, owed = session.receive(ciphertext)
         except TLSError as error:
+            self._take_outgoing()
             self._send_wire()
             self.fail("error", error)
             return
-        self._take_outgoing()
+        self._wire += owed
         if plain or ended or not data:
             self._deliver(plain, ended=ended or not data)
 
@@ -356,12 +358,11 @@ class Stream:
             return
         if self._plain and self.tls is not None and self.tls.ready:
             try:
-                self.tls.encrypt(bytes(self._plain))
+                self._wire += self.tls.send(bytes(self._plain))
             except TLSError as error:
                 self.fail("error", error)
                 return
             self._plain.clear()
-            self._take_outgoing()
         self._send_wire()
 
     def shutdown_output(self) -> None:
@@ -486,7 +487,7 @@ class Stream:
         if self.state != "open":
             raise closed(self.peer)
         if self.tls is not None:
-            raise LongshoreError("a TLS connection cannot be detached: its keys stay with this object")
+            raise bound()
         self.flush()
         unread = self.input.take_all()
         self._release()
@@ -525,7 +526,7 @@ class Stream:
             # The alert that explains the refusal is in the outgoing buffer.
             self._take_outgoing()
             self._send_wire()
-            self.fail("handshake", type(error)(f"{self.peer}: {error}"))
+            self.fail("handshake", refused(self.peer, error))
             return
         self._take_outgoing()
         self._send_wire()
