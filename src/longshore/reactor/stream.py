@@ -23,7 +23,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from longshore.buffers import InputBuffer, PacketBuffer, closed, shut
-from longshore.errors import LongshoreError
 from longshore.lifecycle import CONNECTION, Machine
 from longshore.limits import Brink, Watch, overdue
 from longshore.packets import Packets, send_packets
