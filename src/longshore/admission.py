@@ -98,7 +98,11 @@ class Admission:
         self._handlers.maximum = strategy.capacity(self._host.limits)
         self._thrift.begin()
         self._accepting = True
-        self._doors = [_Door(self, self._host, listener) for listener in listeners]
+        # Options, users and proxies' headers are a socket object's.
+        bare = self._proxy is None and strategy.on_streams
+        self._doors = [
+            _Door(self, self._host, item, bare=bare and item.hands_down and item.family != _UNIX) for item in listeners
+        ]
 
     def share(
         self,
@@ -204,13 +208,16 @@ class Admission:
 
     def leave(self, session: Session) -> bool:
         """A session is over; False if it had never come in."""
-        if session not in self.sessions:
+        try:
+            self.sessions.remove(session)
+        except KeyError:
             return False
-        self.sessions.discard(session)
         received, sent, _unsent = session.traffic()
         self.received += received
         self.sent += sent
-        self.messages += 0 if session.connection is None else session.connection.messages
+        connection = session.connection
+        if connection is not None:
+            self.messages += connection.messages
         self._places.leave()
         if session.who is not None:
             self.policy.leave(session.who)
@@ -264,18 +271,18 @@ class Admission:
 
     # -- one connection ----------------------------------------------------------------------------------
 
-    def may_accept(self, acceptor: Acceptor, *, knocking: bool) -> bool:
+    def may_accept(self, door: _Door, knocking: bool) -> bool:
         """Whether one more connection may be accepted now; `knocking` says that one waits for sure."""
         if not self._accepting:
             return False
-        if not self._handlers.full and self._places.hold():
+        if self._handlers.hold() and self._places.hold():
             return True
         self._stalled = True
         reactor, overflow = self._host.reactor, self._host.limits.overflow
         if not (self._places.full or self._handlers.full):
             # There is room, and another process is to have it.
             if knocking and self._places.retry_in is not None:
-                reactor.call_later(self._places.retry_in, self._look_again, acceptor)
+                reactor.call_later(self._places.retry_in, self._look_again, door.acceptor)
             return False
         if overflow == "reject":
             return True
@@ -284,7 +291,7 @@ class Admission:
         # Who it is shows only once it is accepted, and nobody is evicted for somebody who may not come.
         if self._idlest() is not None:
             return True
-        reactor.call_later(EVICT_AGAIN, self._look_again, acceptor)
+        reactor.call_later(EVICT_AGAIN, self._look_again, door.acceptor)
         return False
 
     def settle(self) -> None:
@@ -305,17 +312,20 @@ class Admission:
                 found = since, session
         return None if found is None else found[1]
 
-    def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
-        """Take an accepted connection, or turn it away."""
+    def admit(self, listener: Listener, sock: Any, address: Any) -> None:
+        """Take an accepted connection, or turn it away; one that comes without its address knows it."""
         family = listener.family
-        peer = format_peer(family, address)
+        peer = sock.peer if address is None else format_peer(family, address)
         # A Unix peer's user is written nowhere, so whoever asks later could not learn it.
         who = _who(family, sock, address) if self._asks or family == _UNIX else None
         if not (self._asks or listener.is_tls or self._thrift.full) and self._take_places() is None:
             self.accepted += 1
             if not listener.hands_down:
                 _set_options(sock, listener)
-            self._begin(self._strategy.open(sock, peer, listener.url, None), who)
+            session = self._strategy.open(sock, peer, listener.url, None)
+            session.who = who
+            self.sessions.add(session)
+            session.begin()
             return
         newcomer = _Newcomer(listener, sock, peer, who)
         # A trusted proxy is not judged, its clients are, each when it is known.
@@ -475,20 +485,13 @@ class _Newcomer:
 class _Door:
     """One listening socket and its acceptor."""
 
-    def __init__(self, admission: Admission, host: Host, listener: Listener) -> None:
-        self._admission = admission
+    def __init__(self, admission: Admission, host: Host, listener: Listener, *, bare: bool) -> None:
         self._host = host
         self._listener = listener
-        self.acceptor = host.reactor.accept(listener.socket, self, listener.accept, burst=listener.burst)
-
-    def may_accept(self, *, knocking: bool) -> bool:
-        return self._admission.may_accept(self.acceptor, knocking=knocking)
-
-    def settled(self) -> None:
-        self._admission.settle()
-
-    def accepted(self, sock: socket.socket, address: Any) -> None:
-        self._admission.admit(self._listener, sock, address)
+        self.may_accept = functools.partial(admission.may_accept, self)
+        self.accepted = functools.partial(admission.admit, listener)
+        self.settled = admission.settle
+        self.acceptor = host.reactor.accept(listener.socket, self, listener.accept, burst=listener.burst, bare=bare)
 
     def accept_failed(self, error: OSError, retry_in: float) -> None:
         self._host.emit(AcceptFailed(local=self._listener.url, error=error, retry_in=retry_in))
@@ -497,7 +500,7 @@ class _Door:
 def _who(family: int, sock: Any, address: Any) -> Who:
     """Who the peer is, as `networks` has it."""
     if family in (socket.AF_INET, socket.AF_INET6):
-        return packed(address[0])
+        return packed((sock.address if address is None else address)[0])
     if family != _UNIX:
         return None
     told = credentials_of(getattr(sock, "request", sock))
