@@ -191,9 +191,10 @@ class Admission:
             session.cut()
 
     def destroy(self) -> None:
-        """Close the sockets of what did not end."""
-        for session in tuple(self.sessions):
-            session.destroy()
+        """Close the sockets of what did not end, each of them, whatever another one raises."""
+        with contextlib.ExitStack() as steps:
+            for session in tuple(self.sessions):
+                steps.callback(session.destroy)
 
     # -- places ------------------------------------------------------------------------------------------
 
