@@ -144,7 +144,9 @@ class Admission:
             door.acceptor.close()
         self._accepting = False
         successor, self._successor = self._successor, None
-        if successor is not None:
+        if successor is not None and successor.prologue is not None:
+            successor.prologue.cut()
+        elif successor is not None:
             self._release(successor, self._places.name)
 
     def reconfigure(self, limits: Limits) -> None:
@@ -212,6 +214,9 @@ class Admission:
         try:
             self.sessions.remove(session)
         except KeyError:
+            if self._successor is not None and self._successor.prologue is session:
+                self._successor = None
+                self._room()
             return False
         received, sent, _unsent = session.traffic()
         self.received += received
@@ -353,19 +358,28 @@ class Admission:
             idle = self._idlest() if self._may_evict else None
             if idle is None:
                 self._release(newcomer, limit)
+                return
+            self._successor = newcomer
+            if newcomer.trusted:
+                # Whom it brings may not be let in, so nobody goes before that one is known.
+                newcomer.prologue = self._prologue(newcomer)
+                newcomer.prologue.begin()
             else:
-                self._successor = newcomer
                 idle.evict()
             return
         self.accepted += 1
         listener, sock = newcomer.listener, newcomer.sock
         if not listener.hands_down:
             _set_options(sock, listener)
-        if self._proxy is None:
+        if newcomer.prologue is not None:
+            newcomer.prologue.has_place = True
+            self.sessions.add(newcomer.prologue)
+        elif self._proxy is None or newcomer.introduction is not None:
             self._open(newcomer)
         elif newcomer.trusted:
-            introduce = functools.partial(self.introduced, listener)
-            self._begin(Prologue(self._host, sock, newcomer.peer, listener.url, self._proxy, introduce), None)
+            prologue = self._prologue(newcomer)
+            prologue.has_place = True
+            self._begin(prologue, None)
         else:
             newcomer.sock = Suspected.over(sock, newcomer.peer)
             self._open(newcomer)
@@ -374,21 +388,35 @@ class Admission:
     def _may_evict(self) -> bool:
         return self._accepting and self._successor is None and self._host.limits.overflow == "evict-idle"
 
+    def _prologue(self, newcomer: _Newcomer) -> Prologue:
+        listener, introduce = newcomer.listener, functools.partial(self.introduced, newcomer.listener)
+        return Prologue(self._host, newcomer.sock, newcomer.peer, listener.url, self._proxy, introduce)
+
     def introduced(self, listener: Listener, prologue: Prologue, sock: socket.socket, header: Header) -> None:
         """A proxy has said whose connection it is: let that one in, or turn it away."""
-        self.sessions.discard(prologue)
+        if prologue.has_place:
+            self.sessions.discard(prologue)
+        else:
+            self._successor = None
         newcomer = _Newcomer(listener, sock, prologue.peer, None)
+        newcomer.introduction = header, prologue.peer
         if header.family is not None:
             newcomer.peer = format_peer(header.family, header.source)
             newcomer.who = None if header.family == _UNIX else packed(header.source[0])
             limit = self._judge(newcomer)
             if limit is not None:
-                self._leave_places()
                 self._turn_away(newcomer, limit)
+                if prologue.has_place:
+                    self._leave_places()
+                else:
+                    self._room()
                 return
-        self._open(newcomer, (header, prologue.peer))
+        if prologue.has_place:
+            self._open(newcomer)
+        else:
+            self._welcome(newcomer)
 
-    def _open(self, newcomer: _Newcomer, introduction: Any = None) -> None:
+    def _open(self, newcomer: _Newcomer) -> None:
         """Begin a session of somebody who has its places."""
         listener, sock, peer = newcomer.listener, newcomer.sock, newcomer.peer
         if listener.is_tls and not self.take_handshake():
@@ -397,8 +425,8 @@ class Admission:
             return
         session = self._strategy.open(sock, peer, listener.url, self.tls_context if listener.is_tls else None)
         session.handshaking = listener.is_tls
-        if introduction is not None and session.connection is not None:
-            session.introduce(*introduction)
+        if newcomer.introduction is not None and session.connection is not None:
+            session.introduce(*newcomer.introduction)
         self._begin(session, newcomer.who)
 
     def _begin(self, session: Session, who: Who) -> None:
@@ -472,7 +500,7 @@ class Admission:
 class _Newcomer:
     """Somebody who was accepted and is not in yet."""
 
-    __slots__ = ("listener", "peer", "sock", "trusted", "who")
+    __slots__ = ("introduction", "listener", "peer", "prologue", "sock", "trusted", "who")
 
     def __init__(self, listener: Listener, sock: Any, peer: str, who: Who) -> None:
         self.listener = listener
@@ -481,6 +509,10 @@ class _Newcomer:
         self.who = who
         #: Whether it is a proxy, which only brings somebody.
         self.trusted = False
+        #: What reads that proxy's header while there is no place for it yet.
+        self.prologue: Prologue | None = None
+        #: What a proxy has said of it, and that proxy's address.
+        self.introduction: tuple[Header, str] | None = None
 
 
 class _Door:
