@@ -20,6 +20,7 @@ __all__ = [
     "Datagrams",
     "Done",
     "Framing",
+    "Incoming",
     "Ledger",
     "Lines",
     "Origin",
@@ -33,9 +34,12 @@ __all__ = [
 class Accepting:
     """What takes the connections of one listening socket, by one call of the system each."""
 
-    def __new__(cls, listener: Socket) -> Accepting: ...
-    def accept(self) -> tuple[Socket, Any]:
-        """The next connection, in non-blocking mode, and its peer's address; errors are the system's own."""
+    def __new__(cls, listener: Socket, *, bare: bool = False) -> Accepting: ...
+    def accept(self) -> tuple[Any, Any]:
+        """The next connection, in non-blocking mode, and its peer's address; errors are the system's own.
+
+        A `bare` one is an `Incoming`, which knows that address itself: it comes with None.
+        """
 
 @final
 class Arrival:
@@ -50,6 +54,25 @@ class Arrival:
     def done(self) -> bool: ...
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Let the task go on, now."""
+
+@final
+class Incoming:
+    """A connection that was accepted and has no socket object: `Stream` takes it as one, and makes that when asked.
+
+    It owns the descriptor until somebody takes it.
+    """
+
+    @property
+    def peer(self) -> str:
+        """The peer's address, as `addresses.format_peer` has it."""
+    @property
+    def address(self) -> Any:
+        """The peer's address, as accept(2) gives it."""
+    def fileno(self) -> int: ...
+    def send(self, data: bytes) -> int: ...
+    def close(self) -> None: ...
+    def detach(self) -> Socket:
+        """The socket object, non-blocking, which owns the connection from now on."""
 
 @final
 class Origin:
@@ -274,7 +297,7 @@ class Stream:
     def __new__(
         cls,
         reactor: Reactor,
-        sock: Socket,
+        sock: Socket | Incoming,
         peer: str,
         sink: Any,
         limits: Limits,
@@ -308,6 +331,7 @@ class Stream:
     def sent(self) -> int: ...
     @property
     def pending(self) -> int: ...
+    def traffic(self) -> tuple[int, int, int]: ...
     @property
     def messages(self) -> int: ...
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from typing import TYPE_CHECKING, Any
 
 from longshore.buffers import octets
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ("AsyncConnection", "Connection")
 
 _ids = itertools.count(1)
+#: Held while one is given.
+_numbering = threading.Lock()
 
 
 class _Named:
@@ -37,11 +40,10 @@ class _Named:
     via: str | None = None
     #: What that proxy has said (`longshore.proxy.Header`), TLS and names included; None without a proxy.
     proxied: Any = None
+    _id = 0
 
-    def __init__(self, link: Any, *, peer: str, local: str, server: Any = None, timeout: float | None = None) -> None:
+    def __init__(self, link: Any, peer: str, local: str, server: Any = None, timeout: float | None = None) -> None:
         self._link: Link = link
-        #: A number that no other connection of this process has.
-        self.id: int = next(_ids)
         #: The peer's address as text.
         self.peer: str = peer
         #: Our own address as text.
@@ -57,6 +59,18 @@ class _Named:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.local} with {self.peer}>"
+
+    @property
+    def id(self) -> int:
+        """A number that no other connection of this process has; given when it is first asked for."""
+        with _numbering:
+            if not self._id:
+                self._id = next(_ids)
+        return self._id
+
+    @id.setter
+    def id(self, number: int) -> None:
+        self._id = number
 
     @property
     def state(self) -> dict[Any, Any]:

@@ -66,7 +66,8 @@ impl Due {
 /// When what happened last.
 #[derive(Debug)]
 pub struct Watch {
-    opened: f64,
+    /// When it was made.
+    pub opened: f64,
     /// When its TLS handshake began, while that is made; since then when it was over, or when it was opened.
     ready: f64,
     /// When bytes last moved, either way.

@@ -8,6 +8,7 @@ mod arrival;
 mod cell;
 mod datagrams;
 mod dispatch;
+mod incoming;
 mod input;
 mod ledger;
 mod reactor;
@@ -52,6 +53,8 @@ mod _native {
     use super::arrival::Arrival;
     #[pymodule_export]
     use super::datagrams::Datagrams;
+    #[pymodule_export]
+    use super::incoming::Incoming;
     #[pymodule_export]
     use super::input::{Framing, Lines};
     #[pymodule_export]

@@ -11,6 +11,7 @@ use pyo3::types::PyString;
 use super::arrival::Arrival;
 use super::cell::GilCell;
 use super::dispatch::Plan;
+use super::incoming::Socket;
 use super::reactor::{Core, Reactor, Work};
 use super::words;
 use crate::engine::{Due, Effects, READ, Read, State, WRITE};
@@ -19,7 +20,8 @@ use crate::engine::{Engine, Token};
 /// What a stream holds of Python, and what of it changes.
 #[derive(Default)]
 pub struct Own {
-    pub socket: Option<Py<PyAny>>,
+    /// What it stands on; nothing once that is closed and had no object.
+    pub socket: Option<Socket>,
     pub sink: Option<Py<PyAny>>,
     pub framing: Option<Py<PyAny>>,
     pub cause: Option<Py<PyAny>>,
@@ -38,6 +40,12 @@ pub struct Own {
     pub resting: bool,
 }
 
+impl AsMut<Option<Socket>> for Own {
+    fn as_mut(&mut self) -> &mut Option<Socket> {
+        &mut self.socket
+    }
+}
+
 /// A stream socket owned by a native reactor; every method belongs to the reactor's thread.
 #[pyclass(frozen, subclass, module = "longshore._native")]
 pub struct Stream {
@@ -54,6 +62,8 @@ pub struct Stream {
 /// When bytes last moved, and whether a handler waits: what others may know of a native stream's deadlines.
 #[pyclass(frozen, module = "longshore._native", get_all)]
 pub struct Watch {
+    /// When it was made.
+    pub opened: f64,
     /// When bytes last moved.
     pub last_byte: f64,
     /// Whether a handler waits for input.
@@ -239,9 +249,12 @@ impl Stream {
     pub fn gone(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let me = slf.get();
-        let socket = me.own.with(py, |own| own.socket.as_ref().map(|socket| socket.clone_ref(py)));
+        let socket = me.own.with(py, |own| match &own.socket {
+            Some(Socket::Object(object)) => Some(Socket::Object(object.clone_ref(py))),
+            _ => own.socket.take(),
+        });
         if let Some(socket) = socket {
-            socket.bind(py).call_method0(intern!(py, "close"))?;
+            socket.close(py)?;
         }
         me.farewell(slf)
     }
@@ -312,10 +325,16 @@ impl Stream {
     }
 
     pub fn failure_error(&self, py: Python<'_>) -> PyErr {
-        match self.own.with(py, |own| own.error.as_ref().map(|error| error.clone_ref(py))) {
-            Some(error) => PyErr::from_value(error.into_bound(py)),
-            None => words::CLOSED.error(py, (self.peer.clone_ref(py),)),
+        let (error, cause) = self.own.with(py, |own| {
+            let error = own.error.as_ref().map(|error| error.clone_ref(py));
+            (error, own.cause.as_ref().map(|cause| cause.clone_ref(py)))
+        });
+        if let Some(error) = error {
+            return PyErr::from_value(error.into_bound(py));
         }
+        let by_peer = cause.is_some_and(|cause| cause.bind(py).eq("peer closed").unwrap_or(false));
+        let word = if by_peer { &words::PEER_CLOSED } else { &words::CLOSED };
+        word.error(py, (self.peer.clone_ref(py),))
     }
 }
 

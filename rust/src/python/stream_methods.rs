@@ -7,6 +7,7 @@ use pyo3::types::{PyBytes, PyString};
 
 use super::cell::GilCell;
 use super::dispatch::Plan;
+use super::incoming::Socket;
 use super::reactor::{Reactor, Work};
 use super::stream::{Own, Stream, Watch};
 use super::words;
@@ -33,8 +34,9 @@ impl Stream {
         let Some(native) = rust.framing(py, &framing)? else {
             return Err(words::NO_FRAMING.error(py, ()));
         };
+        let socket = Socket::take(sock)?;
         let options = Options {
-            fd: sock.call_method0(intern!(py, "fileno"))?.extract()?,
+            fd: socket.descriptor(py)?,
             framing: native,
             timeouts: rust.timeouts(py, &timeouts)?,
             max_pending: limits.getattr(intern!(py, "max_pending_bytes"))?.extract()?,
@@ -48,7 +50,7 @@ impl Stream {
             limits: limits.unbind(),
             timeouts: timeouts.unbind(),
             own: GilCell::new(Own {
-                socket: Some(sock.unbind()),
+                socket: Some(socket),
                 sink: Some(sink),
                 framing: Some(framing.unbind()),
                 tls,
@@ -63,10 +65,10 @@ impl Stream {
         self.reactor.clone_ref(py)
     }
 
-    /// The socket, for its options and names.
+    /// The socket, for its options and names; its object is made when somebody asks for it first.
     #[getter]
-    fn socket(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        self.own.with(py, |own| own.socket.as_ref().map(|socket| socket.clone_ref(py)))
+    fn socket(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        Socket::object(py, &self.own)
     }
 
     /// What came and is not consumed: a native stream answers for that itself.
@@ -123,6 +125,11 @@ impl Stream {
         self.engine(py, |stream| stream.pending())
     }
 
+    /// Bytes received, sent, and written that the kernel has not taken.
+    fn traffic(&self, py: Python<'_>) -> (u64, u64, usize) {
+        self.engine(py, |stream| (stream.received, stream.sent, stream.pending()))
+    }
+
     /// Messages that `dispatch` has handed out.
     #[getter]
     fn messages(&self, py: Python<'_>) -> u64 {
@@ -165,8 +172,9 @@ impl Stream {
     /// What others may know of its deadlines.
     #[getter]
     fn watch(&self, py: Python<'_>) -> Watch {
-        let (last_byte, waiting) = self.engine(py, |stream| (stream.watch.last_byte, stream.watch.waiting));
-        Watch { last_byte, waiting, timeouts: self.timeouts.clone_ref(py) }
+        let (opened, last_byte, waiting) =
+            self.engine(py, |stream| (stream.watch.opened, stream.watch.last_byte, stream.watch.waiting));
+        Watch { opened, last_byte, waiting, timeouts: self.timeouts.clone_ref(py) }
     }
 
     /// Begin: with the TLS handshake if there is a session, else ready at once.
@@ -449,8 +457,7 @@ impl Stream {
             core.engine.release(me.token);
             unread.unwrap_or_default()
         });
-        let socket = me.own.with(py, |own| own.socket.as_ref().map(|socket| socket.clone_ref(py)));
-        let socket = socket.ok_or_else(|| me.failure_error(py))?;
+        let socket = Socket::object(py, &me.own)?;
         Ok((PyBytes::new(py, &unread), socket))
     }
 
@@ -473,7 +480,10 @@ impl Stream {
         visit.call(&self.timeouts)?;
         self.own
             .visit(|own| {
-                for object in [&own.socket, &own.sink, &own.framing, &own.cause, &own.error, &own.tls, &own.waiter] {
+                if let Some(Socket::Object(object)) = &own.socket {
+                    visit.call(object)?;
+                }
+                for object in [&own.sink, &own.framing, &own.cause, &own.error, &own.tls, &own.waiter] {
                     visit.call(object)?;
                 }
                 for waiter in &own.more_waiters {
@@ -485,6 +495,13 @@ impl Stream {
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        let _all = self.own.with(py, std::mem::take);
+        let _all = self.own.with(py, |own| {
+            let mut all = std::mem::take(own);
+            // What is ours alone keeps nothing alive, and is closed with the stream, whom the poller has to forget first.
+            if let Some(Socket::Bare(_)) = all.socket {
+                own.socket = all.socket.take();
+            }
+            all
+        });
     }
 }

@@ -225,6 +225,9 @@ class Hosting:
         loop.call_later(poll_interval, self._tick, loop, poll_interval)
         self.server.service_actions()
 
+    #: Admission hands requests to `open`, never streams.
+    on_streams = False
+
     @property
     def reactor(self) -> PortableReactor:
         """The loop, for admission."""

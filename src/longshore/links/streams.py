@@ -22,25 +22,24 @@ SHARE = 64
 
 
 class StreamLink:
-    """A link over a reactor's stream: the stream's sink, and its gate for other threads.
+    """A link over a reactor's stream: a client's is the stream's sink; a session tells its own what it is told.
 
     On the reactor's thread nothing may wait here, so what would raises `WouldBlock` or `LimitExceeded`;
     strategies whose handlers can wait override `_pause`.
     """
 
-    def __init__(self, on_closed: Callable[[str, BaseException | None], object] | None = None) -> None:
-        # All three are set by attach, before anybody else sees the link.
-        self.stream: Stream = None  # type: ignore[assignment]
-        #: What came and is not consumed.
-        self.input: InputBuffer = None  # type: ignore[assignment]
-        #: Who takes output that needs no waiting.
-        self.output: Output = self.stream
-        self._on_closed = on_closed
-        self._posted = 0
-        self._open = False
-
-    #: The `strategies.Session` that is told of handshakes and of what is pending; a client has none.
+    # All three are set by `attach`, before anybody else sees the link.
+    stream: Stream
+    #: What came and is not consumed.
+    input: InputBuffer
+    #: Who takes output that needs no waiting.
+    output: Output
+    #: The `strategies.Session` that is told of handshakes; a client has none.
     session: Any = None
+    #: Bytes that were written on other threads, and that the stream does not have yet.
+    _posted = 0
+    #: Whether the stream is ready, with its handshake if there is one.
+    _open = False
     #: The share of those whose handlers take turns on one thread; None: they do not.
     share: int | None = None
     #: Threads that wait.
@@ -59,8 +58,6 @@ class StreamLink:
     def opened(self) -> None:
         """The stream is ready."""
         self._open = True
-        if self.session is not None and self.session.handshaking:
-            self.session.handshake_over()
         self._wake()
 
     def arrived(self) -> None:
@@ -72,9 +69,7 @@ class StreamLink:
         self._wake()
 
     def near(self) -> None:
-        """Nearly as much is pending as may be."""
-        if self.session is not None:
-            self.session.host.near_pending(self.pending)
+        """Nearly as much is pending as may be: a server's session tells of that."""
 
     def idled(self) -> None:
         """Nothing moved for `Timeouts.idle`."""
@@ -82,13 +77,12 @@ class StreamLink:
     def closed(self, cause: str, error: BaseException | None) -> None:
         """The stream is gone."""
         self._wake()
-        if self._on_closed is not None:
-            self._on_closed(cause, error)
 
     def _wake(self) -> None:
         self._calls += 1
-        for sleeper in tuple(self._sleepers):
-            sleeper.set()
+        if self._sleepers:
+            for sleeper in tuple(self._sleepers):
+                sleeper.set()
 
     # -- waiting ---------------------------------------------------------------------------------------
 

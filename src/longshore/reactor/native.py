@@ -11,9 +11,11 @@ import contextlib
 import signal
 import socket
 import threading
+from socket import socket as Socket
 from typing import TYPE_CHECKING, Any
 
 from longshore import _native, runs
+from longshore.addresses import format_peer
 from longshore.buffers import closed, cut_short, named, no_framing, no_separator, peer_closed, shut, too_long
 from longshore.errors import FramingError, IncompleteMessage, InternalError
 from longshore.framing import NEED_MORE, Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
@@ -36,9 +38,12 @@ __all__ = (
     "NEED_MORE",
     "NativeReactor",
     "NativeStream",
+    "Socket",
     "bound",
     "closed",
+    "closed_socket",
     "cut_short",
+    "format_peer",
     "hand_over",
     "hung_up",
     "malformed",
@@ -130,16 +135,22 @@ class NativeReactor(_native.Reactor):
     # -- sources ---------------------------------------------------------------------------------------
 
     def accept(
-        self, listener: socket.socket, owner: Any, accept: Callable[[], tuple[Any, Any]], **options: Any
+        self,
+        listener: socket.socket,
+        owner: Any,
+        accept: Callable[[], tuple[Any, Any]],
+        *,
+        burst: int,
+        bare: bool = False,
     ) -> Acceptor:
         """Accept on `listener` for `owner` by calling `accept`, natively where that asks the system only."""
         if getattr(accept, "is_plain", False):
-            accept = _native.Accepting(listener).accept
-        return Acceptor(self, listener, owner, accept, **options)  # type: ignore[arg-type]
+            accept = _native.Accepting(listener, bare=bare).accept
+        return Acceptor(self, listener, owner, accept, burst)  # type: ignore[arg-type]
 
     def stream(
         self,
-        sock: socket.socket,
+        sock: Any,
         peer: str,
         *,
         sink: Sink,
@@ -150,12 +161,12 @@ class NativeReactor(_native.Reactor):
         packets: bool = False,
     ) -> Any:
         """Own `sock` as a stream: a native one where that serves it, else a portable one."""
-        plain = not packets and getattr(sock, "suspicion", None) is None
-        if plain and family_of(sock) in _FAMILIES and serves(framing):
+        bare = type(sock) is _native.Incoming
+        if not packets and type(framing) in _NATIVE and (bare or _is_ordinary(sock)):
             return NativeStream(self, sock, peer, sink, limits, timeouts, framing, tls)
         return Stream(
             self,  # type: ignore[arg-type]
-            sock,
+            sock.detach() if bare else sock,
             peer,
             sink=sink,
             limits=limits,
@@ -195,9 +206,21 @@ class NativeReactor(_native.Reactor):
         super().close()
 
 
-# -- framings ------------------------------------------------------------------------------------------------
+# -- what is served natively ------------------------------------------------------------------------------------
 
-_NATIVE = (Lines, Delimited, LengthPrefixed, FixedSize, Netstring, Raw, type(None))
+_NATIVE = frozenset({Lines, Delimited, LengthPrefixed, FixedSize, Netstring, Raw, type(None)})
+
+
+def _is_ordinary(sock: Any) -> bool:
+    """Whether nobody has to look at what is read from a socket before the stream does."""
+    return family_of(sock) in _FAMILIES and getattr(sock, "suspicion", None) is None
+
+
+def closed_socket() -> socket.socket:
+    """What stands for the socket of a connection that has ended before anybody has asked for its object."""
+    sock = Socket()
+    sock.close()
+    return sock
 
 
 def serves(framing: Any) -> bool:

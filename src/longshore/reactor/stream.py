@@ -22,7 +22,7 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from longshore.buffers import InputBuffer, PacketBuffer, closed, shut
+from longshore.buffers import InputBuffer, PacketBuffer, closed, peer_closed, shut
 from longshore.lifecycle import CONNECTION, Machine
 from longshore.limits import Brink, Watch, overdue
 from longshore.packets import Packets, send_packets
@@ -83,7 +83,7 @@ class Stream:
         self.watch = Watch(timeouts, reactor.now())
         self.tls = tls
         self.error: BaseException | None = None
-        self.received = self.sent = 0
+        self.received = self.sent = self._events = 0
         #: Whether anything came since our last write: then the peer is owed an answer.
         self.owing = False
         #: Whether writes may wait for the end of the callback that makes them.
@@ -99,20 +99,16 @@ class Stream:
         self.park, self.unpark = waiters.park, waiters.unpark
         self.expect, self.wake, self.rests = waiters.expect, waiters.wake, waiters.rests
         self.in_shares, self.sated, self.excuse = waiters.in_shares, waiters.sated, waiters.excuse
-        self._corked = self._deferred = False
-        self._machine = Machine(CONNECTION)
+        self._corked = self._deferred = self._hungry = self._held = self._write_ended = False
+        self._machine, self._brink, self._armed = Machine(CONNECTION), Brink(), math.inf
         self._plain, self._wire = bytearray(), bytearray()
         #: The lengths of the packets in `_wire`.
         self._lengths: deque[int] = deque()
-        self._events = 0
-        self._hungry = self._held = self._write_ended = False
-        self._brink = Brink()
         #: Whether TLS has been told that we send no more.
         self._farewell = False
         #: Bytes that came after our last one had left; infinite once the peer has ended its side, too.
         self._dropped: float = 0
         self._timer: Timer | None = None
-        self._armed = math.inf
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -147,7 +143,7 @@ class Stream:
         self._machine.to("open")
         self.received, self.sent, self.messages = other.received, other.sent, other.messages
         self.owing, self.coalescing, self.telling = other.owing, other.coalescing, other.telling
-        self.watch.first = not self.received
+        self.watch.first, self.watch.opened = not self.received, other.watch.opened
         self.input.feed(unread)
         self.input.ended = ended
         self._wire += unsent
@@ -158,6 +154,10 @@ class Stream:
     def state(self) -> str:
         """One of `lifecycle.CONNECTION`."""
         return self._machine.state
+
+    def traffic(self) -> tuple[int, int, int]:
+        """Bytes received, sent, and written that the kernel has not taken."""
+        return self.received, self.sent, self.pending
 
     @property
     def pending(self) -> int:
@@ -171,7 +171,7 @@ class Stream:
 
     def failure(self) -> BaseException:
         """The error for whoever uses a stream that has ended."""
-        return self.error or closed(self.peer)
+        return self.error or (peer_closed if self.cause == "peer closed" else closed)(self.peer)
 
     # -- messages --------------------------------------------------------------------------------------
 
