@@ -270,7 +270,8 @@ impl Stream {
     }
 
     /// Write, if that needs no waiting and nobody else's thread; false, and nothing done, where it takes more.
-    fn offer(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>) -> PyResult<bool> {
+    #[inline]
+    pub fn offer(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>) -> PyResult<bool> {
         let py = slf.py();
         let me = slf.get();
         let Ok(data) = data.cast_exact::<PyBytes>() else { return Ok(false) };

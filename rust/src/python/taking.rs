@@ -11,6 +11,7 @@ use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::type_object::PyTypeInfo;
 use pyo3::types::PyTuple;
 
@@ -76,6 +77,15 @@ pub struct Taking {
 #[pyclass(frozen, module = "longshore._native")]
 pub struct Done;
 
+impl Done {
+    /// The one that serves all.
+    #[inline]
+    pub fn shared(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+        static SHARED: PyOnceLock<Py<Done>> = PyOnceLock::new();
+        Ok(SHARED.get_or_try_init(py, || Py::new(py, Done))?.bind(py).clone().into_any())
+    }
+}
+
 #[longshore_shield::shielded]
 #[pymethods]
 impl Done {
@@ -121,6 +131,28 @@ impl Stream {
 impl Taking {
     fn new(stream: Py<Stream>, link: Py<PyAny>, timeout: Option<Py<PyAny>>, wanted: Wanted) -> Self {
         Taking { stream, link, timeout, wanted, stage: GilCell::new(Stage::Attempt) }
+    }
+
+    /// A line, for the link that is the stream's sink; None where it has none any more.
+    #[inline]
+    pub fn line<'py>(stream: &Bound<'py, Stream>, limit: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
+        Self::of(stream, Wanted::Line(limit))
+    }
+
+    /// What is there, likewise.
+    #[inline]
+    pub fn some<'py>(stream: &Bound<'py, Stream>, count: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
+        isize::try_from(count).map_or(Ok(None), |count| Self::of(stream, Wanted::Some(count)))
+    }
+
+    #[inline]
+    fn of<'py>(stream: &Bound<'py, Stream>, wanted: Wanted) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = stream.py();
+        let Some(link) = stream.get().own.with(py, |own| own.sink.as_ref().map(|sink| sink.clone_ref(py))) else {
+            return Ok(None);
+        };
+        let taking = Taking::new(stream.clone().unbind(), link, None, wanted);
+        Ok(Some(Bound::new(py, taking)?.into_any()))
     }
 
     #[inline]
