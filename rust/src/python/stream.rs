@@ -13,6 +13,7 @@ use super::cell::GilCell;
 use super::dispatch::Plan;
 use super::greenlets;
 use super::reactor::{Core, Reactor, Work};
+use super::taking::Taking;
 use super::words;
 use crate::engine::{Due, Effects, READ, Read, State, WRITE};
 use crate::engine::{Engine, Token};
@@ -35,6 +36,8 @@ pub struct Own {
     pub more_waiters: Vec<Py<PyAny>>,
     /// Whether whoever waits is called when the others had their turn.
     pub resting: bool,
+    /// What takes input in a coroutine, to be used again.
+    pub taking: Option<Py<Taking>>,
 }
 
 /// A stream socket owned by a native reactor; every method belongs to the reactor's thread.
@@ -271,12 +274,12 @@ impl Stream {
     pub fn farewell(&self, slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         self.wake(slf, false)?;
-        let (sink, cause, error, plan) = self.own.with(py, |own| {
+        let (sink, cause, error, plan, taking) = self.own.with(py, |own| {
             let error = own.error.as_ref().map(|error| error.clone_ref(py));
             let cause = own.cause.as_ref().map(|cause| cause.clone_ref(py));
-            (own.sink.take(), cause, error, own.plan.take())
+            (own.sink.take(), cause, error, own.plan.take(), own.taking.take())
         });
-        drop(plan);
+        drop((plan, taking));
         // Not before now: it may be all that keeps this object alive.
         let _us = self.reactor().let_go(py, self.token);
         let cause = cause.unwrap_or_else(|| intern!(py, "finished").clone().into_any().unbind());

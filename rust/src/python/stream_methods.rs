@@ -442,9 +442,9 @@ impl Stream {
         &self,
         py: Python<'_>,
     ) -> (Option<Py<PyAny>>, Option<(Py<PyAny>, Option<Py<PyAny>>, Py<PyAny>, bool)>) {
-        let (sink, plan) = self.own.with(py, |own| (own.sink.take(), own.plan.take()));
+        let (sink, plan, taking) = self.own.with(py, |own| (own.sink.take(), own.plan.take(), own.taking.take()));
         let us = self.reactor().let_go(py, self.token);
-        drop(us);
+        drop((us, taking));
         (sink, plan.map(Plan::into_parts))
     }
 
@@ -461,6 +461,7 @@ impl Stream {
                 for waiter in &own.more_waiters {
                     visit.call(waiter)?;
                 }
+                visit.call(&own.taking)?;
                 own.plan.as_ref().map_or(Ok(()), |plan| plan.visit(&visit))
             })
             .unwrap_or(Ok(()))
