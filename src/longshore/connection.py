@@ -8,6 +8,7 @@ decides when a connection ends.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from longshore.buffers import octets
 from longshore.errors import ConfigError, PeerClosed
 from longshore.files import make_file
 from longshore.framing import NEED_MORE
+from longshore.shortcuts import shortened
 
 if TYPE_CHECKING:
     import socket
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from longshore.config import TLS
     from longshore.framing import Framing
-    from longshore.links import Link
+    from longshore.links import Link, Output
 
 __all__ = ("AsyncConnection", "Connection")
 
@@ -34,6 +36,12 @@ _numbering = threading.Lock()
 
 class _Named:
     """What both kinds of connection have and nobody waits for."""
+
+    # One slot, where native code looks.
+    __slots__ = ("__dict__", "__weakref__", "_direct")
+
+    #: Who takes output and gives input while nothing is in between: no cork, and no timeout of the connection's own.
+    _direct: Output | None
 
     # Of the class, as few connections have one, and each place in all of them costs memory.
     #: The proxy's address where there is one in between.
@@ -56,6 +64,10 @@ class _Named:
         self._timeout = timeout
         #: What is written inside of `corked`.
         self._cork: bytearray | None = None
+        self._straighten()
+
+    def _straighten(self) -> None:
+        self._direct = self._link.output if self._cork is None and self._timeout is None else None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.local} with {self.peer}>"
@@ -131,6 +143,7 @@ class _Named:
             yield
             return
         self._cork = bytearray()
+        self._straighten()
         try:
             yield
         finally:
@@ -138,6 +151,7 @@ class _Named:
 
     def _uncork(self) -> None:
         cork, self._cork = self._cork, None
+        self._straighten()
         if cork:
             self._put(bytes(cork))
 
@@ -204,12 +218,14 @@ class _Named:
         if timeout is not None and timeout < 0:
             raise ValueError(f"settimeout({timeout!r}): must be a number of seconds, at least 0, or None")
         self._timeout = timeout
+        self._straighten()
 
     def gettimeout(self) -> float | None:
         """What `settimeout` set."""
         return self._timeout
 
 
+@shortened
 class Connection(_Named):
     """A blocking connection: plain calls that wait.
 
@@ -266,6 +282,10 @@ class Connection(_Named):
         if line is NEED_MORE:
             line = self._wait_and_take(self._link.input.take_line, limit)
         return line  # type: ignore[no-any-return]
+
+    def _lines(self, limit: int) -> Iterator[bytes]:
+        """The lines up to the end."""
+        return iter(functools.partial(self.readline, limit), b"")
 
     def read_exactly(self, count: int) -> bytes:
         """Just `count` bytes.
@@ -383,6 +403,7 @@ class Connection(_Named):
         self.close()
 
 
+@shortened
 class AsyncConnection(_Named):
     """The same with `await`; `send` and `sendall` queue at the call, and the await only waits for room."""
 

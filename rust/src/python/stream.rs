@@ -11,8 +11,10 @@ use pyo3::types::PyString;
 use super::arrival::Arrival;
 use super::cell::GilCell;
 use super::dispatch::Plan;
+use super::greenlets;
 use super::incoming::Socket;
 use super::reactor::{Core, Reactor, Work};
+use super::taking::Taking;
 use super::words;
 use crate::engine::{Due, Effects, READ, Read, State, WRITE};
 use crate::engine::{Engine, Token};
@@ -38,6 +40,8 @@ pub struct Own {
     pub more_waiters: Vec<Py<PyAny>>,
     /// Whether whoever waits is called when the others had their turn.
     pub resting: bool,
+    /// What takes input in a coroutine, to be used again.
+    pub taking: Option<Py<Taking>>,
 }
 
 impl AsMut<Option<Socket>> for Own {
@@ -70,6 +74,17 @@ pub struct Watch {
     pub waiting: bool,
     /// The connection's timeouts.
     pub timeouts: Py<PyAny>,
+}
+
+/// Let whoever waits go on: a task, a greenlet, or somebody who is called.
+pub fn resume(waiter: &Bound<'_, PyAny>) -> PyResult<()> {
+    if let Ok(arrival) = waiter.cast_exact::<Arrival>() {
+        Arrival::arrive(arrival)
+    } else if greenlets::is_greenlet(waiter) {
+        greenlets::switch(waiter)
+    } else {
+        waiter.call0().map(drop)
+    }
 }
 
 impl Stream {
@@ -181,15 +196,36 @@ impl Stream {
         }
         if direct {
             self.reactor().name_current(py, Some(slf.clone().into_any().unbind()));
-            match first.bind(py).cast_exact::<Arrival>() {
-                Ok(arrival) => Arrival::arrive(arrival)?,
-                Err(_) => first.bind(py).call0().map(drop)?,
-            }
+            resume(first.bind(py))?;
         } else {
             // In a callback of its own: the caller must be through before somebody else goes on.
             self.reactor().later(py, Work::Call(first));
         }
         Ok(true)
+    }
+
+    /// Have the greenlet that runs now called when something came, and say which one to let go on meanwhile; none where
+    /// a wait takes more than that.
+    ///
+    /// It judges nothing: whoever gets none asks the link, which has the words for what has ended.
+    #[inline]
+    pub fn rest<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = slf.py();
+        // One that tells of everything has somebody who has to judge each wait, and at the end there is nothing to wait for.
+        if slf.get().engine(py, |stream| stream.telling || stream.input.ended) {
+            return Ok(None);
+        }
+        let Some((current, hub)) = greenlets::current_and_parent(py)? else { return Ok(None) };
+        Ok(Self::expect(slf, current.unbind())?.then_some(hub))
+    }
+
+    /// Something was thrown at the greenlet that runs now, while it rested.
+    #[cold]
+    pub fn roused(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match greenlets::current_and_parent(slf.py())? {
+            Some((current, _)) => slf.get().unpark(slf.py(), current),
+            None => Ok(()),
+        }
     }
 
     /// Tell what a call of the engine has brought about.
@@ -262,12 +298,12 @@ impl Stream {
     pub fn farewell(&self, slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         self.wake(slf, false)?;
-        let (sink, cause, error, plan) = self.own.with(py, |own| {
+        let (sink, cause, error, plan, taking) = self.own.with(py, |own| {
             let error = own.error.as_ref().map(|error| error.clone_ref(py));
             let cause = own.cause.as_ref().map(|cause| cause.clone_ref(py));
-            (own.sink.take(), cause, error, own.plan.take())
+            (own.sink.take(), cause, error, own.plan.take(), own.taking.take())
         });
-        drop(plan);
+        drop((plan, taking));
         // Not before now: it may be all that keeps this object alive.
         let _us = self.reactor().let_go(py, self.token);
         let cause = cause.unwrap_or_else(|| intern!(py, "finished").clone().into_any().unbind());

@@ -294,7 +294,8 @@ impl Stream {
     }
 
     /// Write, if that needs no waiting and nobody else's thread; false, and nothing done, where it takes more.
-    fn offer(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>) -> PyResult<bool> {
+    #[inline]
+    pub fn offer(slf: &Bound<'_, Self>, data: &Bound<'_, PyAny>) -> PyResult<bool> {
         let py = slf.py();
         let me = slf.get();
         let Ok(data) = data.cast_exact::<PyBytes>() else { return Ok(false) };
@@ -467,9 +468,9 @@ impl Stream {
         &self,
         py: Python<'_>,
     ) -> (Option<Py<PyAny>>, Option<(Py<PyAny>, Option<Py<PyAny>>, Py<PyAny>, bool)>) {
-        let (sink, plan) = self.own.with(py, |own| (own.sink.take(), own.plan.take()));
+        let (sink, plan, taking) = self.own.with(py, |own| (own.sink.take(), own.plan.take(), own.taking.take()));
         let us = self.reactor().let_go(py, self.token);
-        drop(us);
+        drop((us, taking));
         (sink, plan.map(Plan::into_parts))
     }
 
@@ -489,6 +490,7 @@ impl Stream {
                 for waiter in &own.more_waiters {
                     visit.call(waiter)?;
                 }
+                visit.call(&own.taking)?;
                 own.plan.as_ref().map_or(Ok(()), |plan| plan.visit(&visit))
             })
             .unwrap_or(Ok(()))

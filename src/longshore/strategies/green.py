@@ -2,7 +2,8 @@
 
 A wait of a connection parks its greenlet and lets the reactor turn; the handler is plain blocking code and
 nothing is monkey-patched.  What is not ours to see (time.sleep, a lock, a database driver) blocks
-everybody, and the watchdog names it.  Greenlets park here, in Python code, never inside a native frame.
+everybody, and the watchdog names it.  Greenlets park here, in Python code; the one other place is native
+(`rust/src/python/shortcuts.rs`) and holds nothing but references while its greenlet rests.
 """
 
 from __future__ import annotations
@@ -298,6 +299,8 @@ class GreenSession(StreamSession):
     def drain(self, deadline: float | None) -> None:
         """Call the hook; whoever waits and owes nothing sees the end of the stream."""
         self.stream.take_arrived()
+        # From now on each wait is judged here.
+        self.stream.telling = True
         self.connection.draining = True
         self._link.draining = True
         if self._handler is not None:
