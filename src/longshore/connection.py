@@ -214,9 +214,14 @@ class Connection(_Named):
 
     def _wait_and_take(self, attempt: Callable[..., Any], *args: Any) -> Any:
         """Go on after a first attempt that found too little; whoever is called often makes that one himself."""
-        piece = NEED_MORE
+        piece, link = NEED_MORE, self._link
+        source = link.input
         while piece is NEED_MORE:
-            self._link.wait_input(self._timeout)
+            link.wait_input(self._timeout)
+            if link.input is not source:
+                # Somebody else has begun TLS, or a framing of his own, and the stream is another one now.
+                source = link.input
+                attempt = getattr(source, attempt.__name__)
             piece = attempt(*args)
         return piece
 

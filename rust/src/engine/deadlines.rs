@@ -61,7 +61,8 @@ impl Due {
 /// When what happened last.
 #[derive(Debug)]
 pub struct Watch {
-    opened: f64,
+    /// When the connection was taken.
+    pub opened: f64,
     /// When bytes last moved, either way.
     pub last_byte: f64,
     /// When the peer last took output.

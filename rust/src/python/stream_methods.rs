@@ -163,8 +163,9 @@ impl Stream {
     /// What others may know of its deadlines.
     #[getter]
     fn watch(&self, py: Python<'_>) -> Watch {
-        let (last_byte, waiting) = self.engine(py, |stream| (stream.watch.last_byte, stream.watch.waiting));
-        Watch { last_byte, waiting, timeouts: self.timeouts.clone_ref(py) }
+        let (opened, last_byte, waiting) =
+            self.engine(py, |stream| (stream.watch.opened, stream.watch.last_byte, stream.watch.waiting));
+        Watch { opened, last_byte, waiting, timeouts: self.timeouts.clone_ref(py) }
     }
 
     /// Begin.

@@ -43,6 +43,8 @@ class StreamLink:
     session: Any = None
     #: The share of those whose handlers take turns on one thread; None: they do not.
     share: int | None = None
+    #: Whether nothing is to be read for now.
+    _held = False
     #: Threads that wait.
     _sleepers: Sequence[threading.Event] = ()
     #: Calls of the sink, and how many there had been when another thread last went to look at the input.
@@ -53,6 +55,13 @@ class StreamLink:
         self.stream = stream
         self.input = stream.input if self.share is None else stream.in_shares(self.share)
         self.output = stream
+        if self._held:
+            stream.hold(True)
+
+    def hold(self, held: bool) -> None:
+        """Read nothing for now, or read again as before; so does the stream that takes the place of this one."""
+        self._held = held
+        self.stream.hold(held)
 
     # -- the stream's sink -----------------------------------------------------------------------------
 
@@ -127,7 +136,8 @@ class StreamLink:
         finally:
             self._on_reactor(stream.want_input, False)
         self._seen = self._calls
-        if stream.state in ("closing", "closed") and not stream.input.size:
+        # Another stream may have taken its place, and there the wait goes on.
+        if stream.state in ("closing", "closed") and not stream.input.size and stream is self.stream:
             raise stream.failure()
 
     @property

@@ -148,7 +148,7 @@ class Stream:
         self._machine.to("open")
         self.received, self.sent, self.messages = other.received, other.sent, other.messages
         self.owing, self.coalescing, self.telling = other.owing, other.coalescing, other.telling
-        self.watch.first = not self.received
+        self.watch.first, self.watch.opened = not self.received, other.watch.opened
         self.input.feed(unread)
         self.input.ended = ended
         self._wire += unsent

@@ -153,7 +153,7 @@ class GreenLink(StreamLink):
         except BaseException:
             stream.unpark(wake)
             raise
-        if stream.spent:
+        if stream.spent and stream is self.stream:
             raise stream.failure()
 
     def end_for_drain(self) -> None:
