@@ -172,6 +172,10 @@ class Shares:
         """As the input's."""
         return self._take(self._stream.input.take_message)
 
+    def peek(self) -> Any:
+        """As the input's, and a piece as well: whoever looks again and again lets others have their turn."""
+        return self._take(self._stream.input.peek)
+
     def lines(self, limit: int) -> Iterator[bytes]:
         """As the input's."""
         return LinesThere(self.take_line, limit)
