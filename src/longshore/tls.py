@@ -93,6 +93,9 @@ def describe(error: BaseException) -> str:
 class Session:
     """One TLS connection over memory buffers.
 
+    Where OpenSSL calls something an error of the system, `ssl` raises what `errno` happens to say (since Python 3.13),
+    which over memory means nothing: a session that has failed may say `BlockingIOError`.  So every `OSError` is TLS's.
+
     `outgoing()` has what must be sent after any call; the owner sends it.
     """
 
@@ -130,7 +133,7 @@ class Session:
             self.object.do_handshake()
         except ssl.SSLWantReadError:
             return False
-        except (ssl.SSLError, ssl.CertificateError) as error:
+        except (OSError, ssl.CertificateError) as error:
             raise TLSError(f"TLS handshake failed: {describe(error)}") from error
         self.ready = True
         return True
@@ -151,7 +154,7 @@ class Session:
                 return b"".join(parts), False
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 return b"".join(parts), True
-            except ssl.SSLError as error:
+            except OSError as error:
                 raise TLSError(f"TLS failed: {describe(error)}") from error
             if not data:
                 return b"".join(parts), True
@@ -159,22 +162,18 @@ class Session:
 
     def encrypt(self, plaintext: bytes) -> None:
         """Encrypt `plaintext` towards `outgoing()`."""
-        import ssl
-
         view = memoryview(plaintext)
         while view:
             try:
                 view = view[self.object.write(view) :]
-            except ssl.SSLError as error:
+            except OSError as error:
                 raise TLSError(f"TLS failed: {describe(error)}") from error
 
     def end(self) -> None:
         """Say that we send no more (close_notify)."""
-        import ssl
-
         try:
             self.object.unwrap()
-        except ssl.SSLError:
+        except OSError:
             # The peer's own close_notify is not there yet; ours is on its way, and that is all we owe.
             pass
 

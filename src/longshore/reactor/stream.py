@@ -139,8 +139,6 @@ class Stream:
         if early:
             session.feed(early)
         self._begin_handshake()
-        if early:
-            self._handshake()
         self._update()
 
     def continue_as(self, other: Any, *, unread: bytes, unsent: bytes, ended: bool) -> None:
