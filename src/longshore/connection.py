@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from longshore.buffers import octets
-from longshore.errors import ConfigError, PeerClosed
+from longshore.errors import ConfigError, PeerClosed, WouldBlock
 from longshore.files import make_file
 from longshore.framing import NEED_MORE
 from longshore.shortcuts import shortened
@@ -181,7 +181,13 @@ class _Named:
         return self._link.detach()
 
     def shutdown(self, how: int) -> None:
-        """End one or both sides (`socket.SHUT_RD`, `SHUT_WR`, `SHUT_RDWR`), after what is pending."""
+        """End one or both sides (`socket.SHUT_RD`, `SHUT_WR`, `SHUT_RDWR`), after what is pending.
+
+        Raises:
+            ValueError: `how` is none of them.
+        """
+        if how not in (0, 1, 2):
+            raise ValueError(f"shutdown({how!r}): must be SHUT_RD, SHUT_WR or SHUT_RDWR of the socket module")
         if how in (1, 2):
             if self._cork:
                 self._uncork()
@@ -211,6 +217,8 @@ class _Named:
 
     def settimeout(self, timeout: float | None) -> None:
         """Seconds that each wait of this connection may take; None: no deadline of its own.
+
+        With 0 a blocking connection waits for nothing: as with a socket, what would take time is a `BlockingIOError`.
 
         Raises:
             ValueError: it is less than none.
@@ -244,9 +252,14 @@ class Connection(_Named):
 
     def _wait_and_take(self, attempt: Callable[..., Any], *args: Any) -> Any:
         """Go on after a first attempt that found too little; whoever is called often makes that one himself."""
-        piece = NEED_MORE
+        piece, link = NEED_MORE, self._link
+        source = link.input
         while piece is NEED_MORE:
-            self._link.wait_input(self._timeout)
+            link.wait_input(self._timeout)
+            if link.input is not source:
+                # Somebody else has begun TLS, or a framing of his own, and the stream is another one now.
+                source = link.input
+                attempt = getattr(source, attempt.__name__)
             piece = attempt(*args)
         return piece
 
@@ -495,6 +508,18 @@ class AsyncConnection(_Named):
         server_side = self.server is not None
         context = layer.server_context(_required(tls)) if server_side else layer.client_context(tls)
         await link.tls_started(context, server_side=server_side, hostname=hostname, timeout=self._timeout)
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
+        """There is no file over an async connection, as the methods of a file wait.
+
+        Raises:
+            WouldBlock: always.
+        """
+        raise WouldBlock(
+            f"makefile() over the connection to {self.peer} would block the loop: the methods of a file wait",
+            hint="Await readline(), read_exactly() and sendall(); or give a blocking handler, "
+            'with strategy="green" or "threads", its file.',
+        )
 
     async def __aenter__(self) -> AsyncConnection:
         return self

@@ -145,6 +145,8 @@ class Peer:
     def close(self) -> None:
         """Forget the peer's session; its next datagram starts another."""
         self._service.forget(self.client_address)
+        # Nothing is delivered after this, what is left of a datagram included.
+        self.session = None
 
     def handled(self) -> None:
         """The strategy is through with a datagram that it has taken; from any thread."""

@@ -44,11 +44,6 @@ class Subscribers:
         self._kinds = frozenset(kind for _, kinds in observers for kind in kinds)
         self._all = any(not kinds for _, kinds in observers)
 
-    @property
-    def anybody(self) -> bool:
-        """Whether there is an observer."""
-        return bool(self._observers)
-
     def wants(self, kind: type[Event]) -> bool:
         """Whether somebody would hear of an event of this kind: one that is frequent need not be made else."""
         return self._all or kind in self._kinds

@@ -111,6 +111,9 @@ def bound() -> LongshoreError:
 class Session:
     """One TLS connection over memory buffers.
 
+    Where OpenSSL calls something an error of the system, `ssl` raises what `errno` happens to say (since Python 3.13),
+    which over memory means nothing: a session that has failed may say `BlockingIOError`.  So every `OSError` is TLS's.
+
     `outgoing()` has what must be sent after any call; the owner sends it.
     """
 
@@ -148,7 +151,7 @@ class Session:
             self.object.do_handshake()
         except ssl.SSLWantReadError:
             return False
-        except (ssl.SSLError, ssl.CertificateError) as error:
+        except (OSError, ssl.CertificateError) as error:
             raise TLSError(f"TLS handshake failed: {describe(error)}") from error
         self.ready = True
         return True
@@ -176,7 +179,7 @@ class Session:
             pass
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             ended = True
-        except ssl.SSLError as error:
+        except OSError as error:
             raise TLSError(f"TLS failed: {describe(error)}") from error
         return parts[0] if len(parts) == 1 else b"".join(parts), ended, self._out.read() if self._out.pending else b""
 
@@ -192,17 +195,15 @@ class Session:
             done = self.object.write(plaintext)
             while done < len(plaintext):
                 done += self.object.write(memoryview(plaintext)[done:])
-        except ssl.SSLError as error:
+        except OSError as error:
             raise TLSError(f"TLS failed: {describe(error)}") from error
         return self._out.read()
 
     def end(self) -> None:
         """Say that we send no more (close_notify)."""
-        import ssl
-
         try:
             self.object.unwrap()
-        except ssl.SSLError:
+        except OSError:
             # The peer's own close_notify is not there yet; ours is on its way, and that is all we owe.
             pass
 

@@ -58,6 +58,54 @@ def test_a_drain_waits_for_the_handlers_of_datagrams(longshore_server, strategy)
     assert server.report.abandoned == ()
 
 
+def handlers_of_several(log):
+    """A session that ends with "end", one that takes batches, and their async twins."""
+
+    class Each(MessageHandler):
+        def message(self, message):
+            log.append(message)
+            if message == b"end":
+                self.connection.close()
+            return message
+
+    class EachAsync(MessageHandler):
+        async def message(self, message):
+            return Each.message(self, message)
+
+    class Batches(MessageHandler):
+        def messages(self, batch):
+            log.extend(batch)
+            return batch
+
+    return {"each": Each, "each async": EachAsync, "batches": Batches}
+
+
+@pytest.mark.parametrize("strategy", ["reactor", *WAITING])
+def test_what_comes_in_a_datagram_before_what_is_malformed_is_handled(longshore_server, strategy):
+    log: list[bytes] = []
+    kinds = handlers_of_several(log)
+    for kind in ("each async",) if strategy == "async" else ("each", "batches"):
+        server = longshore_server(kinds[kind], "udp://127.0.0.1:0", strategy=strategy, framing=longshore.Lines())
+        with udp_client(server.url) as client:
+            client.send(b"one\ntwo\nunfinished")
+            assert [client.recv(100), client.recv(100)] == [b"one\n", b"two\n"]
+            dropped = server.events.wait_for(DatagramDropped)
+        assert (dropped.reason, dropped.size) == ("malformed", 18)
+
+
+@pytest.mark.parametrize("strategy", ["reactor", *WAITING])
+def test_nothing_of_a_datagram_is_handled_after_its_session_has_been_closed(longshore_server, strategy):
+    log: list[bytes] = []
+    handler = handlers_of_several(log)["each async" if strategy == "async" else "each"]
+    server = longshore_server(handler, "udp://127.0.0.1:0", strategy=strategy, framing=longshore.Lines())
+    with udp_client(server.url) as client:
+        client.send(b"one\nend\nmore\n")
+        assert [client.recv(100), client.recv(100)] == [b"one\n", b"end\n"]
+        client.send(b"two\n")
+        assert client.recv(100) == b"two\n"
+    assert log == [b"one", b"end", b"two"]
+
+
 def counting_sessions(log):
     """A session that goes away in the middle of its first message, and its async twin."""
 

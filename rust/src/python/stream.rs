@@ -66,7 +66,7 @@ pub struct Stream {
 /// When bytes last moved, and whether a handler waits: what others may know of a native stream's deadlines.
 #[pyclass(frozen, module = "longshore._native", get_all)]
 pub struct Watch {
-    /// When it was made.
+    /// When the connection was taken.
     pub opened: f64,
     /// When bytes last moved.
     pub last_byte: f64,

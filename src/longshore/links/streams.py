@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from errno import EAGAIN
 from typing import TYPE_CHECKING, Any
 
 from longshore.buffers import InputBuffer, closed
@@ -42,6 +43,8 @@ class StreamLink:
     _open = False
     #: The share of those whose handlers take turns on one thread; None: they do not.
     share: int | None = None
+    #: Whether nothing is to be read for now.
+    _held = False
     #: Threads that wait.
     _sleepers: Sequence[threading.Event] = ()
     #: Calls of the sink, and how many there had been when another thread last went to look at the input.
@@ -52,6 +55,13 @@ class StreamLink:
         self.stream = stream
         self.input = stream.input if self.share is None else stream.in_shares(self.share)
         self.output = stream
+        if self._held:
+            stream.hold(True)
+
+    def hold(self, held: bool) -> None:
+        """Read nothing for now, or read again as before; so does the stream that takes the place of this one."""
+        self._held = held
+        self.stream.hold(held)
 
     # -- the stream's sink -----------------------------------------------------------------------------
 
@@ -100,28 +110,42 @@ class StreamLink:
         try:
             # What happened between the caller's look and this line has found no sleeper, so it is looked for here.
             if not over() and not sleeper.wait(timeout):
-                raise ReadTimeout(f"{what} on the connection to {self.stream.peer}: nothing in {timeout:g} s")
+                raise self._late(timeout, what)
         finally:
             self.__dict__["_sleepers"].remove(sleeper)
+
+    def _late(self, timeout: Any, what: str) -> OSError:
+        """The error for a wait that was in vain; one of no time at all is none, as on a socket that does not block."""
+        if timeout == 0:
+            return BlockingIOError(EAGAIN, f"{what} on the connection to {self.stream.peer} takes time; settimeout(0)")
+        return ReadTimeout(f"{what} on the connection to {self.stream.peer}: nothing in {timeout:g} s")
 
     def wait_input(self, timeout: float | None) -> None:
         """Return once more input came or the stream ended.
 
         Raises:
             ReadTimeout: a deadline passed.
+            BlockingIOError: without any time to wait, there is nothing.
             ClosedError: the connection was closed on our side.
             WouldBlock: on the reactor itself.
         """
         stream = self.stream
         if stream.state in ("closing", "closed"):
             raise stream.failure()
+        if timeout == 0 and stream.reactor.on_thread:
+            # What the kernel has is there, though the reactor has not read it yet.
+            before = stream.received
+            stream.take_arrived()
+            if stream.received != before or stream.input.ended:
+                return
         self._on_reactor(stream.want_input, True)
         try:
             self._pause(timeout, "waiting for input", lambda: self._calls != self._seen)
         finally:
             self._on_reactor(stream.want_input, False)
         self._seen = self._calls
-        if stream.state in ("closing", "closed") and not stream.input.size:
+        # Another stream may have taken its place, and there the wait goes on.
+        if stream.state in ("closing", "closed") and not stream.input.size and stream is self.stream:
             raise stream.failure()
 
     @property
@@ -163,7 +187,7 @@ class StreamLink:
             stream.write(data)
         else:
             self._post_write(data)
-        if self.pending > limit and self._may_wait():
+        if self.pending > limit and timeout != 0 and self._may_wait():
             self._wait_room(timeout, limit)
 
     def _may_wait(self) -> bool:

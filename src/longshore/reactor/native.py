@@ -297,6 +297,8 @@ def hand_over(native: _native.Stream) -> Stream:
     native.flush()
     if native.state != "open":
         raise native.failure()
+    # Whoever waits looks again, and goes on to wait on the other one.
+    native.wake()
     sink, plan = native.surrender()
     unsent = native.take_output()
     ended = native.ended

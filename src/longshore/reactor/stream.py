@@ -134,8 +134,6 @@ class Stream:
         if early:
             session.feed(early)
         self._begin_handshake()
-        if early:
-            self._handshake()
         self._update()
 
     def continue_as(self, other: Any, *, unread: bytes, unsent: bytes, ended: bool) -> None:
@@ -378,7 +376,8 @@ class Stream:
     def _send_wire(self) -> None:
         if self.state == "closed":
             return
-        wire = self._wire
+        wire, maximum = self._wire, self.limits.max_pending_bytes
+        near = drained = False
         if wire or self._lengths:
             before = self.pending
             try:
@@ -397,20 +396,19 @@ class Stream:
                 del wire[:count]
                 self.sent += count
                 self.watch.sent(now, left=bool(wire))
-            if self._brink.reached(self.pending, self.limits.max_pending_bytes):
-                self.sink.near()
             if wire:
                 self.watch.output(now)
                 self._arm()
-            if before > self.limits.max_pending_bytes // 2 >= self.pending or (before and not self.pending):
-                self._update()
-                self._output_sent()
-                self.wake()
-                self.sink.drained()
-                self.go_on()
-                return
+            near = self._brink.reached(self.pending, maximum)
+            drained = before > maximum // 2 >= self.pending or (before > 0 and not self.pending)
         self._update()
         self._output_sent()
+        if near:  # Told only now, as whoever hears it may end the stream.
+            self.sink.near()
+        if drained:
+            self.wake()
+            self.sink.drained()
+            self.go_on()
 
     def _output_sent(self) -> None:
         """Go on with what waits for the last byte to leave: our end of the stream, then the linger."""

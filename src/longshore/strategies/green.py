@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import greenlet
 
 from longshore import runs
-from longshore.errors import LongshoreError, PeerClosed, ReadTimeout
+from longshore.errors import LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
 from longshore.links.streams import SHARE, StreamLink
@@ -121,6 +121,8 @@ class GreenLink(StreamLink):
         if hub is None or not stream.reactor.on_thread:
             super()._pause(timeout, what, over)
             return
+        if timeout == 0:
+            raise self._late(timeout, what)
         wake = me.switch
         timer = None if timeout is None else stream.reactor.call_later(timeout, wake, True)
         stream.park(wake)
@@ -133,7 +135,7 @@ class GreenLink(StreamLink):
             if timer is not None:
                 timer.cancel()
         if late is True:
-            raise ReadTimeout(f"{what} on the connection to {stream.peer}: nothing in {timeout:g} s")
+            raise self._late(timeout, what)
 
     def wait_input(self, timeout: float | None) -> None:
         """Park until more input came; while the server drains, what owes nothing sees the end of the stream."""
@@ -154,7 +156,7 @@ class GreenLink(StreamLink):
         except BaseException:
             stream.unpark(wake)
             raise
-        if stream.spent:
+        if stream.spent and stream is self.stream:
             raise stream.failure()
 
     def end_for_drain(self) -> None:

@@ -141,7 +141,7 @@ class StreamSession(Session):
 
     def hold(self, held: bool) -> None:
         """Read nothing for now, or read again as before."""
-        self.stream.hold(held)
+        self.link.hold(held)
 
     def overdrawn(self, error: LimitExceeded) -> None:
         """End at once: what it holds will not be taken."""
