@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import selectors
+import socket
 import threading
 import time
 from pathlib import Path
@@ -23,13 +24,14 @@ from longshore.errors import FramingError, LongshoreError
 from longshore.handlers import MessageHandler
 from longshore.owners import credentials_of
 from longshore.server import Server
+from longshore.shared.conduit import Conduit, can_conduct
 from longshore.shared.core import Core
 from longshore.shared.ledger import forget_ledgers, make_ledger
 from longshore.shared.places import FENCE_BITS, MAX_ITEM, Status
 from longshore.shared.wire import FRAMING, HELLO, TELL, Request, encode_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ("main",)
 
@@ -208,6 +210,11 @@ class _Session(MessageHandler):
             # Gone, or it takes nothing: then it is a client no more, or the reply it waits for would be missing.
             self.end()
 
+    def hand_over(self, descriptors: Sequence[int]) -> None:
+        """Send descriptors, with a byte before the reply; a client that asks for them has all replies of before."""
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as sock:
+            socket.send_fds(sock, [b"\0"], list(descriptors))
+
     def end(self) -> None:
         """It is no client any more."""
         if not self.gone:
@@ -259,7 +266,12 @@ def main(arguments: list[str] | None = None) -> None:
         os._exit(0)
     directory: Path = options.directory
     epoch = _next_epoch(directory)
-    core = Core(epoch, options.max_item, ledger=make_ledger(directory, epoch, epoch << FENCE_BITS))
+    core = Core(
+        epoch,
+        options.max_item,
+        ledger=make_ledger(directory, epoch, epoch << FENCE_BITS),
+        conduits=Conduit if can_conduct() else None,
+    )
     desk = _Desk(core, (directory / "key").read_bytes())
     handler = type("Broker", (_Session,), {"desk": desk})
     server = Server(
