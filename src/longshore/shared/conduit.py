@@ -144,7 +144,9 @@ def receive(sock: socket.socket) -> bytes | None:
     except BlockingIOError:
         return None
     if flags & socket.MSG_CTRUNC:
-        raise OSError(errno.EMFILE, "a message is lost, as its rest came as a descriptor and there was none left for it")
+        raise OSError(
+            errno.EMFILE, "a message is lost, as its rest came as a descriptor and there was none left for it"
+        )
     if not passed:
         return bytes(packet[:size])
     rest = array("i", passed[0][2])[0]
