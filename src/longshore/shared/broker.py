@@ -291,7 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
     _serve(server, options)
 
 
-def _become(uid: int, gid: int, directory: Path) -> None:
+def _become(directory: Path, uid: int, gid: int) -> None:
     """Be that user from now on, with all that lies in the directory.
 
     Once it serves, as what it imports until then may be of a Python that only the user of before can read.
@@ -308,7 +308,7 @@ def _serve(server: Server, options: argparse.Namespace) -> None:
     """Serve until the owner is gone."""
     server.start()
     if options.user is not None:
-        _become(*options.user, options.directory)
+        _become(options.directory, *options.user)
     # It stays open, as its end tells the owner of this process's.
     os.write(options.ready, b"%d" % os.getpid())
     waiting = selectors.DefaultSelector()

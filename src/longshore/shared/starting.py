@@ -63,8 +63,9 @@ class Broker:
         #: What was run, until it is known what has come of it.
         self._run: subprocess.Popen[bytes] | None = None
         try:
-            for path in (self.directory, key) if user else ():
-                os.chown(path, *user)
+            if user is not None:
+                for path in (self.directory, key):
+                    os.chown(path, *user)
             self.restart()
         except BaseException:
             if made:
