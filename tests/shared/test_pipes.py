@@ -7,8 +7,10 @@ import contextlib
 import gc
 import json
 import os
+import resource
 import signal
 import threading
+import time
 
 import pytest
 
@@ -295,3 +297,53 @@ def test_green_handlers_wait_at_one_end_each_for_a_message(place, serving):
         for number in range(3):
             quay.send(number)
         assert sorted(json.loads(client.receive()) for client in clients) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("strategy", ["green", "async"])
+def test_a_handler_that_waits_at_a_pipe_hears_of_the_broker_s_death(serving, strategy):
+    if strategy == "green":
+
+        def handler(message, connection):
+            with pytest.raises(BrokerLost):
+                shared.Pipe("p", 1).recv()
+            return b"1"
+    else:
+
+        async def handler(message, connection):
+            with pytest.raises(BrokerLost):
+                await shared.Pipe("p", 1).arecv()
+            return b"1"
+
+    with broker() as made, shared.Pipe("p", 0) as quay:
+        quay.send("once")
+        client = serving(handler, strategy, framing=Lines())
+        with shared.Pipe("p", 1) as deck:
+            deck.recv(timeout=5)
+        client.send(b"go")
+        # The other end is there again, and its handler waits.
+        while quay.poll():
+            time.sleep(0.001)
+        os.kill(made.pid, signal.SIGKILL)
+        assert client.receive() == b"1"
+
+
+def test_a_process_without_descriptors_says_so_and_takes_the_end_later():
+    with broker():
+        shared.Counter("c").add()
+        quay = shared.Pipe("p", 0)
+        quay._at()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The connection of the end itself is the last that there is room for.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(set(range(soft)) - taken()) + 1, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                quay.open()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with quay, shared.Pipe("p", 1) as deck:
+            quay.send("now")
+            assert deck.recv(timeout=5) == "now"
+
+
+def taken():
+    return {int(name) for name in os.listdir("/proc/self/fd")}

@@ -72,7 +72,7 @@ class Ends(dict[tuple[bytes, int], "End"]):
         """A handle is closed; the last one gives the end up."""
         end = self.get((key, number))
         if end is not None and end.let_go():
-            del self[key, number]
+            self.pop((key, number), None)
 
     def close(self, failure: BaseException) -> None:
         """Give all of them up; who waits on a loop or a reactor gets `failure`."""

@@ -13,6 +13,7 @@ messages of a pipe pass the broker by (`ends.py`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import select
@@ -172,15 +173,23 @@ class _Channel:
                 return self._replies.pop(name)
 
     def handed(self, verb: int, key: bytes, number: int) -> tuple[Reply, list[int]]:
-        """Have a verb done that may hand over descriptors, which come before the reply; for a channel of its own."""
+        """Have a verb done that may hand over descriptors, which come before the reply; for a channel of its own.
+
+        Raises:
+            OSError: this process has no descriptors left.
+        """
         name = next(self._ids)
         self.send(encode_request(verb, name, key, 0, number, 0, ()))
         try:
-            data, descriptors, _, _ = socket.recv_fds(self.socket, 1, 2, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+            data, descriptors, flags, _ = socket.recv_fds(self.socket, 1, 2, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
         except OSError as error:
             raise self.lost(error) from error
         if not data:
             raise self.lost(None)
+        if flags & socket.MSG_CTRUNC:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), self.place.url)
         if not descriptors:
             self._buffer += data
         return self._await(name), descriptors
