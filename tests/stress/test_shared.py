@@ -72,6 +72,27 @@ print(flush=True)
 """
 
 
+#: Sends what was sent last and on, by a counter; one that is killed between sending and counting sends that twice.
+SENDER = """
+from longshore import shared
+pipe, sent = shared.Pipe("pipe", 0).open(), shared.Counter("sent")
+print("ready", flush=True)
+while True:
+    number = sent.value
+    pipe.send((number, b"x" * (number % 5 * 50_000)))
+    sent.add()
+"""
+#: Says what it has got; one that is killed between takes a message along.
+RECEIVER = """
+import sys
+from longshore import shared
+pipe = shared.Pipe("pipe", 1).open()
+print("ready", flush=True)
+while True:
+    shared.Queue("got").put(pipe.recv()[0])
+"""
+
+
 def start(program=WORKER, *arguments) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -124,6 +145,45 @@ def test_workers_killed_at_random_points_strand_nobody_and_lose_nothing(joined):
     finally:
         for worker in workers:
             end(worker)
+
+
+def test_what_killed_senders_have_sent_comes_whole_and_in_order(joined):
+    pipe, expected = shared.Pipe("pipe", 1).open(), 0
+    for seed in range(max(1, ROUNDS // 10)):
+        rng = random.Random(seed)
+        sender = start(SENDER)
+        for _ in range(rng.randrange(1, 60)):
+            number, filling = pipe.recv(timeout=20)
+            assert number in (expected, expected - 1), f"round {seed}"
+            assert len(filling) == number % 5 * 50_000, f"round {seed}"
+            expected = number + 1
+        end(sender)
+        with contextlib.suppress(EOFError):
+            while True:
+                number, _ = pipe.recv(timeout=20)
+                assert number in (expected, expected - 1), f"round {seed}"
+                expected = number + 1
+
+
+def test_a_killed_receiver_takes_one_message_along_at_most(joined):
+    pipe, got = shared.Pipe("pipe", 0).open(), shared.Queue("got")
+    kills, sent, seen = 0, 0, []
+    receivers = [start(RECEIVER) for _ in range(2)]
+    try:
+        for seed in range(max(1, ROUNDS // 10)):
+            rng = random.Random(seed)
+            for _ in range(rng.randrange(1, 60)):
+                pipe.send((sent, b"x" * (sent % 5 * 50_000)), timeout=20)
+                sent += 1
+            end(receivers.pop(rng.randrange(2)))
+            kills += 1
+            receivers.append(start(RECEIVER))
+        while len(seen) < sent - kills:
+            seen.append(got.get(timeout=20))
+    finally:
+        for receiver in receivers:
+            end(receiver)
+    assert len(set(seen)) == len(seen)
 
 
 def test_no_turn_is_lost_of_a_lock_that_is_lent_and_taken_back_again_and_again(joined, tmp_path):

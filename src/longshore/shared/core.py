@@ -25,6 +25,7 @@ from longshore.shared.wire import CANCEL, END, Request, encode_reply
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from longshore.shared.conduit import Conduit
     from longshore.shared.ledger import Ledger
     from longshore.shared.machines import Line, Machine
 
@@ -90,7 +91,12 @@ class Core:
     """All objects of one place."""
 
     def __init__(
-        self, epoch: int, max_item: int = MAX_ITEM, max_names: int = MAX_NAMES, ledger: Ledger | None = None
+        self,
+        epoch: int,
+        max_item: int = MAX_ITEM,
+        max_names: int = MAX_NAMES,
+        ledger: Ledger | None = None,
+        conduits: Callable[[], Conduit] | None = None,
     ) -> None:
         self.epoch = epoch
         self.max_item = max_item
@@ -100,6 +106,8 @@ class Core:
         #: Whether locks may be lent.
         self.lends = ledger is not None
         self.ledger: Ledger = PlainLedger(epoch << FENCE_BITS) if ledger is None else ledger
+        #: What makes the way between the ends of a pipe; None where messages go through here.
+        self.conduits = conduits
         self._slots = 0
         self._came = 0
         self._number = 0
