@@ -153,6 +153,7 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
             return Plan(_addresses(config), workers, config.timeouts.drain, build)
 
     # What every worker needs is imported once, before they are forked.
+    import longshore.observers.logs
     import longshore.server  # noqa: F401
     from longshore import shared
     from longshore.shared.joining import join_for

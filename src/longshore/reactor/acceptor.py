@@ -166,23 +166,23 @@ class Acceptor:
 
     def _exhausted(self, error: OSError) -> None:
         self.pause()
-        self._turn_one_away()
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
+            self._turn_one_away()
+        # The reserve is taken back afterwards, as whoever tells of it may have a module to read first.
         self._owner.accept_failed(error, self._pause)
+        try:
+            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            # Somebody else took the descriptor; the next failure goes without the courtesy.
+            pass
         self._reactor.call_later(self._pause, self.resume)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     def _turn_one_away(self) -> None:
-        if self._reserve is None:
-            return
-        os.close(self._reserve)
-        self._reserve = None
         try:
             self._listener.accept()[0].close()
         except OSError:
             # Another process was faster, or memory is what is short: then there is nobody to tell.
             pass
-        try:
-            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            # Somebody else took the descriptor; the next failure goes without the courtesy.
-            self._reserve = None
