@@ -24,6 +24,7 @@ from longshore.handlers import MessageHandler
 from longshore.owners import credentials_of
 from longshore.server import Server
 from longshore.shared.core import Core
+from longshore.shared.journal import make_journal
 from longshore.shared.ledger import forget_ledgers, make_ledger
 from longshore.shared.places import FENCE_BITS, MAX_ITEM, Status
 from longshore.shared.wire import FRAMING, HELLO, TELL, Request, encode_reply
@@ -113,7 +114,9 @@ class _Desk:
         while core.effects:
             effects, core.effects = core.effects, []
             for client, message in effects:
-                if client is own:
+                if not isinstance(message, bytes):
+                    client.refuse(message)
+                elif client is own:
                     mine.append(message)
                 else:
                     client.post(message)
@@ -172,10 +175,10 @@ class _Session(MessageHandler):
             for message in batch:
                 core.receive(self, message, now)
         except FramingError as error:
-            log.warning("process %d sent what is no request: %s", self.pid, error)
-            self.end()
+            self.refuse(error)
             return None
-        return desk.deliver(self)
+        replies = desk.deliver(self)
+        return None if self.gone else replies
 
     def _greet(self, message: bytes) -> bytes | None:
         try:
@@ -206,6 +209,12 @@ class _Session(MessageHandler):
             self.connection.send(message)
         except (LongshoreError, OSError):
             # Gone, or it takes nothing: then it is a client no more, or the reply it waits for would be missing.
+            self.end()
+
+    def refuse(self, error: FramingError) -> None:
+        """What it sent, or wrote into its journal, is nothing that a client of ours would."""
+        if not self.gone:
+            log.warning("process %d sent what is no request: %s", self.pid, error)
             self.end()
 
     def end(self) -> None:
@@ -259,7 +268,12 @@ def main(arguments: list[str] | None = None) -> None:
         os._exit(0)
     directory: Path = options.directory
     epoch = _next_epoch(directory)
-    core = Core(epoch, options.max_item, ledger=make_ledger(directory, epoch, epoch << FENCE_BITS))
+    core = Core(
+        epoch,
+        options.max_item,
+        ledger=make_ledger(directory, epoch, epoch << FENCE_BITS),
+        journals=lambda number: make_journal(directory, epoch, number),
+    )
     desk = _Desk(core, (directory / "key").read_bytes())
     handler = type("Broker", (_Session,), {"desk": desk})
     server = Server(
