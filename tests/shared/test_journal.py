@@ -372,10 +372,46 @@ def test_whoever_does_what_and_whatever_comes_between_all_is_as_if_one_had_asked
     assert min(failed, interrupted, killed) > 10
 
 
-def lent(core, client, *verbs):
-    """Have one client borrow, and do some verbs; where its journal ends."""
+@pytest.mark.parametrize("what", ["end", "undo"])
+def test_what_a_borrower_tells_the_broker_comes_before_what_it_does_afterwards(monkeypatch, what):
+    monkeypatch.setattr(World, "step", PlainLedger.step)
+    world = World(1)
+    monkeypatch.setattr(borrowing, "open_journal", lambda _d, _e, n: world.journals[n])
+    client = world.clients[0]
+    for _ in range(20):
+        client.ask(Verb.PUT, Q, 2, 0, 0, (b"item",))
+        got = client.ask(Verb.GET, Q, ACKNOWLEDGES, what == "end", 0, ())
+        client.ask(Verb.ACK, Q, ACKNOWLEDGES, got.number, 0, ())
+    client.ask(Verb.PUT, Q, 2, 0, 0, (b"item",))
+    client.ask(Verb.GET, Q, ACKNOWLEDGES, what == "end", 0, ())
+    assert client.borrower._loans
+    # It is on its way, and the broker is slow.
+    if what == "end":
+        client.borrower.ends(ACKNOWLEDGES)
+        client.late.append(encode_request(END, 0, b"", ACKNOWLEDGES, 0, 0, ()))
+    else:
+        client.borrower.told(Q)
+        client.late.append(encode_request(Verb.UNGET, 0, Q, 2, 0, 0, (b"item",)))
+    assert client.ask(Verb.GET, Q, 2, 0, 0, ()).fields == (b"item", b"1" if what == "end" else b"0")
+
+
+def test_an_entry_that_would_wait_or_have_an_answer_does_neither():
+    ledger, written = PlainLedger(), PlainJournal()
+    core = Core(0, ledger=ledger, journals=lambda _number: written)
+    core.client_came("hostile")
+    at = lent(core, "hostile", Q)
+    entry = encode_request(Verb.GET, 9, Q, 1, 0, None, ()) + encode_request(Verb.PUT, 8, Q, 1, 0, 0, (b"item",))
+    written.write(at, entry)
+    ledger.step(core.lending._borrowers["hostile"].slot, core.number_of("hostile"), at, at + len(entry), 0)
+    core.receive("hostile", encode_request(Verb.SIZE, 7, Q, 1, 0, 0, ())[4:], 0.0)
+    assert [read_reply(answer) for _, answer in core.effects] == [(7, (Status.OK, 1, (b"1",)))]
+
+
+def lent(core, client, key=D):
+    """Have one client borrow; where its journal begins."""
     for verb in (Verb.DECLARE, BORROW, BORROW):
-        core.receive(client, encode_request(verb, 1, D, 0, 0, 0, (b"",) if verb == Verb.DECLARE else ())[4:], 0.0)
+        fields = (PARAMETERS[key],) if verb == Verb.DECLARE else ()
+        core.receive(client, encode_request(verb, 1, key, 0, 0, 0, fields)[4:], 0.0)
     position = read_reply(core.effects[-1][1])[1].number
     core.effects.clear()
     return position
