@@ -61,13 +61,10 @@ class Borrower:
             BrokerLost: the broker has died.
         """
         loan = self._loans.get(key)
-        if channel.busy or (loan is None and not self._want(channel, key)):
-            return None
-        if self._left < 0:
-            self._make_room(channel)
-        loan = self._loans.get(key)
-        if loan is None:
-            return None
+        if loan is None or self._left < 0 or channel.busy:
+            loan = self._prepared(channel, key)
+            if loan is None:
+                return None
         channel.busy = True
         end = after = self._end
         copies: Any = self._copies
@@ -156,6 +153,14 @@ class Borrower:
         self._left = min(CHUNK, room - ENTRY)
 
     # -- what is lent ------------------------------------------------------------------------------------------
+
+    def _prepared(self, channel: Any, key: bytes) -> Any:
+        """The loan of `key`, if there is one or can be had, with room for what it does."""
+        if channel.busy or (key not in self._loans and not self._want(channel, key)):
+            return None
+        if self._left < 0:
+            self._make_room(channel)
+        return self._loans.get(key)
 
     def _want(self, channel: Any, key: bytes) -> bool:
         """Note that `key` is asked for, and borrow it if it often is; whether it is lent."""

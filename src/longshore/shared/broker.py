@@ -26,6 +26,7 @@ from longshore.server import Server
 from longshore.shared.core import Core
 from longshore.shared.journal import make_journal
 from longshore.shared.ledger import forget_ledgers, make_ledger
+from longshore.shared.lending import BORROWERS
 from longshore.shared.places import FENCE_BITS, MAX_ITEM, Status
 from longshore.shared.wire import FRAMING, HELLO, TELL, Request, encode_reply
 
@@ -238,9 +239,9 @@ class _Session(MessageHandler):
 
 
 def _most_connections() -> int:
-    """As many clients as the system lets this process have; a connection is a thread of a client's."""
+    """As many clients, and journals, as the system lets this process have; a connection is a thread of a client's."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 100_000 if hard == resource.RLIM_INFINITY else max(16, min(100_000, hard - 256))
+    return 100_000 if hard == resource.RLIM_INFINITY else max(16, min(100_000, hard - 256 - BORROWERS))
 
 
 def _next_epoch(directory: Path) -> int:

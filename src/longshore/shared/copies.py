@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ("Copies",)
 
+_DONE = Reply(0, 0, ())
+
 
 class Copies(Core):
     """Objects that are lent, and who holds what of them: the only client is itself."""
@@ -46,7 +48,7 @@ class Copies(Core):
 
     def reply(self, request: Request, status: int, number: int = 0, fields: Sequence[bytes] = ()) -> None:
         """See `Core`."""
-        self.answer = Reply(status, number, fields)
+        self.answer = Reply(status, number, fields) if status or number or fields else _DONE
 
     def move(self, request: Request, machine: Machine, line: Line) -> None:
         """Whoever would have to wait asks the broker."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from longshore.shared.journal import Journal
     from longshore.shared.machines import Machine
 
-__all__ = ("Lending",)
+__all__ = ("BORROWERS", "Lending")
 
 #: Clients that may have a journal at one time, and bytes and parts that an object may have to be lent.
 BORROWERS, BYTES, PARTS = 512, 1 << 18, 4096

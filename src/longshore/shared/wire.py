@@ -135,6 +135,10 @@ def _join(fields: Sequence[bytes]) -> bytes:
     if len(fields) == 1:
         return fields[0]
     pack = _LENGTH.pack
+    if len(fields) == 2:
+        # Most of those that have more than one.
+        first, second = fields
+        return pack(len(first)) + first + pack(len(second)) + second
     return b"".join([part for field in fields for part in (pack(len(field)), field)])
 
 
