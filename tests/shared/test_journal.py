@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import random
@@ -13,6 +14,7 @@ import pytest
 
 from longshore import shared
 from longshore.errors import BrokerLost, FramingError
+from longshore.framing import Lines
 from longshore.shared import borrowing, journal, lending
 from longshore.shared.borrowing import Borrower
 from longshore.shared.core import Core
@@ -551,6 +553,42 @@ def test_who_waits_for_an_item_of_a_queue_that_is_lent_gets_the_next_one(broker)
     work.put("item")
     thread.join(10)
     assert got == ["item"]
+
+
+def test_tasks_and_greenlets_borrow_and_wait_as_threads_do(broker, serving):
+    async def use(data, work):
+        for number in range(30):
+            await data.aset("n", number)
+            await work.aput(number)
+            assert await work.aget() == number
+        assert b"Dtasks" in shared.joining.current()._channel().borrower._loans
+        waiter = asyncio.create_task(work.aget(timeout=10))
+        await asyncio.sleep(0)
+        await work.aput("item")
+        assert await waiter == "item"
+        return await data.aget("n")
+
+    assert asyncio.run(use(shared.Dict("tasks"), shared.Queue("tasks"))) == 29
+
+    def handle(connection):
+        data, work = shared.Dict("green"), shared.Queue("green")
+        for line in connection:
+            for number in range(30 if line == b"borrow" else 0):
+                data["n"] = number
+                work.put(number)
+                assert work.get() == number
+            if line == b"borrow":
+                connection.send(b"%d" % (b"Dgreen" in shared.joining.current()._channel().borrower._loans))
+            elif line == b"put":
+                work.put(data["n"])
+            else:
+                connection.send(b"%d" % work.get(timeout=10))
+
+    one, other = serving(handle, "green", Lines(), connections=2)
+    assert one.request(b"borrow") == b"1"
+    other.send(b"get")
+    one.send(b"put")
+    assert other.receive() == b"29"
 
 
 def test_a_full_journal_is_absorbed_while_its_client_goes_on(broker):
