@@ -389,6 +389,7 @@ class Admission:
         return self._accepting and self._successor is None and self._host.limits.overflow == "evict-idle"
 
     def _prologue(self, newcomer: _Newcomer) -> Prologue:
+        assert self._proxy is not None
         listener, introduce = newcomer.listener, functools.partial(self.introduced, newcomer.listener)
         return Prologue(self._host, newcomer.sock, newcomer.peer, listener.url, self._proxy, introduce)
 

@@ -189,8 +189,6 @@ class Session:
         Raises:
             TLSError: the peer broke the protocol.
         """
-        import ssl
-
         try:
             done = self.object.write(plaintext)
             while done < len(plaintext):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import pickle
 import queue
 import random
 import select
@@ -217,6 +218,8 @@ def test_fences_rise_over_a_restart_and_old_handles_work_after_joining_again():
         fence = lock.fence
         shared.Semaphore("s", 2).acquire()
         items = shared.Manager().list(["item"])
+        depth = shared.Manager().Value("i", 7)
+        depth.value = 9
         os.kill(made.pid, signal.SIGKILL)
         made.release()
         with shared.start_broker(str(made.directory)) as again:
@@ -229,6 +232,7 @@ def test_fences_rise_over_a_restart_and_old_handles_work_after_joining_again():
             assert items == []
             items.append("another")
             assert items == ["another"]
+            assert depth.value == pickle.loads(pickle.dumps(depth)).value == 7
 
 
 def test_a_broker_that_cannot_be_started_leaves_nothing_open(monkeypatch):

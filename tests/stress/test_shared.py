@@ -10,6 +10,7 @@ import os
 import queue
 import random
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -69,6 +70,24 @@ for _ in range(int(sys.argv[3])):
             print(end="x")
     time.sleep(rng.choice((0, 0, 0.0005)))
 print(flush=True)
+"""
+
+#: Uses objects in bursts, alone or against others, and notes in memory what it has begun, and what has returned.
+BORROWERS = """
+import mmap, os, random, struct, sys, time
+from longshore import shared
+memory, me = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096), int(sys.argv[2])
+rng, number = random.Random(me), struct.Struct("Q")
+total, marks, items = shared.Counter("total"), shared.Dict("marks"), shared.Queue("items")
+print("ready", flush=True)
+count = 0
+while True:
+    for _ in range(rng.choice((1, 2, 20, 200))):
+        count += 1
+        number.pack_into(memory, 16 * me, count)
+        total.add(); marks[me] = count; items.put((me, count))
+        number.pack_into(memory, 16 * me + 8, count)
+    time.sleep(rng.choice((0, 0.0005, 0.005)))
 """
 
 
@@ -201,6 +220,42 @@ def test_no_turn_is_lost_of_a_lock_that_is_lent_and_taken_back_again_and_again(j
         assert program.returncode == 0, errors
         turns += output.count(b"x")
     assert int.from_bytes(memory.read_bytes()[:8], sys.byteorder) == turns
+
+
+def test_borrowers_killed_and_stopped_at_random_points_have_done_all_that_returned_in_order(tmp_path):
+    memory = tmp_path / "memory"
+    memory.write_bytes(bytes(4096))
+    shared.leave()
+    with shared.start_broker() as broker, contextlib.ExitStack() as stack:
+        stack.callback(shared.leave)
+        shared.join(broker.url)
+        total, marks, items = shared.Counter("total"), shared.Dict("marks"), shared.Queue("items")
+        seen: dict[int, int] = {}
+
+        def drain():
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    number, count = items.get(timeout=0)
+                    assert count == seen.get(number, 0) + 1, f"an item of {number} is lost or there twice"
+                    seen[number] = count
+
+        for seed in range(min(ROUNDS, 250)):
+            rng = random.Random(seed)
+            worker = start(BORROWERS, str(memory), str(seed))
+            stack.callback(end, worker)
+            for _ in range(rng.randrange(1, 4)):
+                time.sleep(rng.random() * 0.02)
+                worker.send_signal(signal.SIGSTOP)
+                drain()
+                worker.send_signal(signal.SIGCONT)
+            time.sleep(rng.random() * 0.02)
+            worker.kill()
+            worker.wait()
+            drain()
+            begun, done = struct.unpack_from("QQ", memory.read_bytes(), 16 * seed)
+            assert done <= marks.get(seed, 0) <= begun
+            assert done <= seen.get(seed, 0) <= begun
+            assert sum(seen.values()) <= total.value <= sum(seen.values()) + seed + 1
 
 
 def wait(function, heard: list[float]) -> None:

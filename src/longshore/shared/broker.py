@@ -26,7 +26,9 @@ from longshore.owners import credentials_of
 from longshore.server import Server
 from longshore.shared.conduit import Conduit, can_conduct
 from longshore.shared.core import Core
+from longshore.shared.journal import make_journal
 from longshore.shared.ledger import forget_ledgers, make_ledger
+from longshore.shared.lending import BORROWERS
 from longshore.shared.places import FENCE_BITS, MAX_ITEM, Status
 from longshore.shared.wire import FRAMING, HELLO, TELL, Request, encode_reply
 
@@ -117,7 +119,9 @@ class _Desk:
         while core.effects:
             effects, core.effects = core.effects, []
             for client, message in effects:
-                if client is own:
+                if not isinstance(message, bytes):
+                    client.refuse(message)
+                elif client is own:
                     mine.append(message)
                 else:
                     client.post(message)
@@ -176,10 +180,10 @@ class _Session(MessageHandler):
             for message in batch:
                 core.receive(self, message, now)
         except FramingError as error:
-            log.warning("process %d sent what is no request: %s", self.pid, error)
-            self.end()
+            self.refuse(error)
             return None
-        return desk.deliver(self)
+        replies = desk.deliver(self)
+        return None if self.gone else replies
 
     def _greet(self, message: bytes) -> bytes | None:
         try:
@@ -217,6 +221,12 @@ class _Session(MessageHandler):
         with socket.socket(fileno=os.dup(self.connection.fileno())) as sock:
             socket.send_fds(sock, [b"\0"], list(descriptors))
 
+    def refuse(self, error: FramingError) -> None:
+        """What it sent, or wrote into its journal, is nothing that a client of ours would."""
+        if not self.gone:
+            log.warning("process %d sent what is no request: %s", self.pid, error)
+            self.end()
+
     def end(self) -> None:
         """It is no client any more."""
         if not self.gone:
@@ -238,9 +248,9 @@ class _Session(MessageHandler):
 
 
 def _most_connections() -> int:
-    """As many clients as the system lets this process have; a connection is a thread of a client's."""
+    """As many clients, and journals, as the system lets this process have; a connection is a thread of a client's."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 100_000 if hard == resource.RLIM_INFINITY else max(16, min(100_000, hard - 256))
+    return 100_000 if hard == resource.RLIM_INFINITY else max(16, min(100_000, hard - 256 - BORROWERS))
 
 
 def _next_epoch(directory: Path) -> int:
@@ -277,6 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.max_item,
         ledger=make_ledger(directory, epoch, epoch << FENCE_BITS),
         conduits=Conduit if can_conduct() else None,
+        journals=lambda number: make_journal(directory, epoch, number),
     )
     desk = _Desk(core, (directory / "key").read_bytes(), frozenset(users))
     handler = type("Broker", (_Session,), {"desk": desk})

@@ -14,27 +14,31 @@ import heapq
 from typing import TYPE_CHECKING, Any
 
 from longshore.shared.ledger import SLOTS, PlainLedger
+from longshore.shared.lending import Lending
 from longshore.shared.machines.locks import ConditionMachine, LockMachine, SemaphoreMachine
 from longshore.shared.machines.queues import PipeMachine, QueueMachine
 from longshore.shared.machines.signals import BarrierMachine, EventMachine
 from longshore.shared.machines.topics import TopicMachine
 from longshore.shared.machines.values import CounterMachine, DictMachine
 from longshore.shared.places import FENCE_BITS, MAX_ITEM, MAX_NAME, Status, Verb
-from longshore.shared.wire import CANCEL, END, Request, encode_reply
+from longshore.shared.wire import ABSORB, BORROW, CANCEL, END, Request, encode_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from longshore.errors import FramingError
     from longshore.shared.conduit import Conduit
+    from longshore.shared.journal import Journal
     from longshore.shared.ledger import Ledger
     from longshore.shared.machines import Line, Machine
 
-__all__ = ("MAX_NAMES", "Core", "Owner")
+__all__ = ("MACHINES", "MAX_NAMES", "Core", "Owner")
 
 #: Names that a place may have.
 MAX_NAMES = 1_000_000
 
-_MACHINES: dict[int, type[Machine]] = {
+#: What keeps the objects of a key that begins so.
+MACHINES: dict[int, type[Machine]] = {
     ord("L"): LockMachine,
     ord("R"): LockMachine,
     ord("S"): SemaphoreMachine,
@@ -88,7 +92,12 @@ class _Client:
 
 
 class Core:
-    """All objects of one place."""
+    """All objects of one place.
+
+    Args:
+        ledger: the words that are shared with the clients; None: nothing is lent.
+        journals: makes a journal for the client of a number; None: only locks are lent.
+    """
 
     def __init__(
         self,
@@ -97,18 +106,20 @@ class Core:
         max_names: int = MAX_NAMES,
         ledger: Ledger | None = None,
         conduits: Callable[[], Conduit] | None = None,
+        journals: Callable[[int], Journal | None] | None = None,
     ) -> None:
         self.epoch = epoch
         self.max_item = max_item
         self.max_names = max_names
-        #: Replies that have not been taken: the client, and the message.
-        self.effects: list[tuple[Any, bytes]] = []
+        #: Replies that have not been taken: the client, and the message; or why it must be let go.
+        self.effects: list[tuple[Any, bytes | FramingError]] = []
         #: Whether locks may be lent.
         self.lends = ledger is not None
         self.ledger: Ledger = PlainLedger(epoch << FENCE_BITS) if ledger is None else ledger
         #: What makes the way between the ends of a pipe; None where messages go through here.
         self.conduits = conduits
-        self._slots = 0
+        self.lending = Lending(self, journals if self.lends else None)
+        self._words = 0
         self._came = 0
         self._number = 0
         self._clients: dict[object, _Client] = {}
@@ -137,6 +148,7 @@ class Core:
             return
         for machine in list(known.lent):
             machine.take_back()
+        self.lending.gone(client)
         del self._clients[client]
         waiting = [request for request in known.waits.values() if request.line is not None]
         for request in waiting:
@@ -250,11 +262,9 @@ class Core:
 
     def lend(self, request: Request, machine: LockMachine) -> bool:
         """Lend a lock to who asks, and holds it from now on; whether that can be done."""
+        machine.slot = machine.slot or self.words(1)
         if not machine.slot:
-            if self._slots >= SLOTS - 1:
-                return False
-            self._slots += 1
-            machine.slot = self._slots
+            return False
         known = self._clients[request.client]
         known.lent[machine] = None
         self.ledger.lend(machine.slot, known.number, request.holder)
@@ -272,6 +282,37 @@ class Core:
             owner = known.owners[holder] = Owner(client, holder)
         return owner
 
+    def words(self, count: int) -> int:
+        """The first of so many words of the ledger that nobody had before; 0 if there are no more."""
+        first = self._words + 1
+        if first + count > SLOTS:
+            return 0
+        self._words += count
+        return first
+
+    def machine(self, key: bytes) -> Machine | None:
+        """The object of this key."""
+        return self._machines.get(key)
+
+    def number_of(self, client: object) -> int:
+        """What a client is called in the ledger."""
+        return self._clients[client].number
+
+    def owner_of(self, client: object, holder: int) -> Owner | None:
+        """A holder of a client, if it holds or waits for anything."""
+        return self._clients[client].owners.get(holder)
+
+    def call(self, machine: Machine | None, verb: int) -> tuple[Callable[[Request], None], int] | None:
+        """How `machine` does `verb`, and the fields that it needs, -1: any; None if it cannot."""
+        name, fields = self._verbs.get(verb, ("", -1))
+        call = getattr(machine, name, None) if name else None
+        return None if call is None else (call, fields)
+
+    def forget_calls(self, key: bytes) -> None:
+        """Look at the next request for an object."""
+        for verb in self._verbs:
+            self._calls.pop((verb, key), None)
+
     def next_number(self) -> int:
         """A number that no other has."""
         self._number += 1
@@ -287,22 +328,26 @@ class Core:
             self._cancel(request)
         elif verb == Verb.DECLARE:
             self._declare(request)
+        elif verb == BORROW:
+            self.lending.borrow(request)
+        elif verb == ABSORB:
+            self.lending.absorb(request)
         else:
-            name, fields = self._verbs.get(verb, ("", -1))
             machine = self._machines.get(key)
-            call = getattr(machine, name, None) if name else None
-            if call is None or fields not in (-1, len(request.fields)):
+            known = self.call(machine, verb)
+            if machine is None or known is None or known[1] not in (-1, len(request.fields)):
                 self.reply(request, Status.UNKNOWN)
                 return
-            self._calls[(verb, key)] = (call, fields)
-            call(request)
+            if not self.lending.look(machine, request.client):
+                self._calls[verb, key] = known
+            known[0](request)
 
     def _declare(self, request: Request) -> None:
         key = request.key
         parameters = request.fields[0] if request.fields else b""
         machine = self._machines.get(key)
         if machine is None:
-            kind = _MACHINES.get(key[0]) if key else None
+            kind = MACHINES.get(key[0]) if key else None
             if kind is None:
                 self.reply(request, Status.UNKNOWN)
                 return
@@ -330,8 +375,9 @@ class Core:
     def _end(self, request: Request) -> None:
         known = self._clients[request.client]
         for machine in list(known.lent):
-            if self.ledger.holder(machine.slot) == request.holder:
+            if self.ledger.state(machine.slot) == request.holder:
                 machine.take_back()
+        self.lending.ending(request.client, request.holder)
         owner = known.owners.pop(request.holder, None)
         if owner is not None:
             waiting = [other for other in owner.waits if other.line is not None]
@@ -343,6 +389,7 @@ class Core:
             self._release(owner)
 
     def _release(self, owner: Owner) -> None:
+        self.lending.releasing(owner)
         # Taken out first: what a machine hands on may end with the same owner.
         held, owner.held = owner.held, {}
         for machine, what in held.items():

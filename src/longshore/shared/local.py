@@ -6,8 +6,9 @@ one thread are done in order.  Where a greenlet or a task waits, the thread's re
 
 A channel that is busy (a signal handler, or a finaliser, came between) is left alone: another is opened meanwhile.
 
-A lock that is lent to a channel is taken and given back in the memory that it shares with the broker (`ledger.py`), and
-messages of a pipe pass the broker by (`ends.py`).
+A lock that is lent to a channel is taken and given back in the memory that it shares with the broker (`ledger.py`);
+verbs of other objects that are lent to it are done by its borrower (`borrowing.py`), and messages of a pipe pass the
+broker by (`ends.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from longshore.errors import BrokerLost, ClosedError, ConfigError, InternalError
+from longshore.shared.borrowing import Borrower
 from longshore.shared.ends import Ends
+from longshore.shared.journal import LENDABLE
 from longshore.shared.ledger import Ledger, open_ledger
 from longshore.shared.places import Reply, Status, Verb
 from longshore.shared.undoing import undo
@@ -74,6 +77,10 @@ class _Channel:
         self._unwatch: Callable[[], object] | None = None
         #: What it is called in the ledger, and the words of the locks that were lent to it.
         self.number = 0
+        #: What does verbs without asking; None where nothing can be lent.
+        self.borrower: Borrower | None = None
+        #: How many frames were sent.
+        self.sent = 0
         self._lent: dict[bytes, int] = {}
         self.busy = False
         place.channels.add(self)
@@ -84,6 +91,10 @@ class _Channel:
         """Have a verb done, and block for its reply."""
         if verb == _ACQUIRE:
             return self._taken(key, holder) or self._noted(key, self._asked(verb, key, holder, 1, timeout, fields))
+        if verb in LENDABLE and self.borrower is not None:
+            reply = self.borrower.do(self, verb, key, holder, number, timeout, fields)
+            if reply is not None:
+                return reply
         return self._asked(verb, key, holder, number, timeout, fields)
 
     def _asked(self, verb: int, key: bytes, holder: int, number: int, timeout: float | None, fields: Any) -> Reply:
@@ -122,7 +133,7 @@ class _Channel:
         ledger = self.place.ledger
         if slot is None or ledger is None:
             return False
-        given = ledger.give(slot, self.number, holder, self.socket.fileno())
+        given = ledger.step(slot, self.number, holder, 0, self.socket.fileno())
         if given > 0:
             return True
         del self._lent[key]
@@ -211,6 +222,11 @@ class _Channel:
 
             def done(reply: Reply | BaseException) -> None:
                 asker(self._noted(key, reply))
+        elif verb in LENDABLE and self.borrower is not None:
+            reply = self.borrower.do(self, verb, key, holder, number, timeout, fields)
+            if reply is not None:
+                done(reply)
+                return name
 
         self._waiting[name] = done
         try:
@@ -228,6 +244,7 @@ class _Channel:
 
     def send(self, frame: bytes) -> None:
         """Send a frame; one that comes between the parts of another goes after it."""
+        self.sent += 1
         if self._sending:
             self._backlog.append(frame)
             return
@@ -426,12 +443,16 @@ class LocalPlace:
             return
         channel = self._channel(calm=False)
         if verb != _RELEASE or not channel.give(key, holder):
+            if channel.borrower is not None:
+                channel.borrower.told(key)
             channel.send(encode_request(verb, 0, key, holder, number, 0, fields))
 
     def end(self, holder: int) -> None:
         """See `Place.end`."""
         channel = getattr(self._local, "channel", None)
         if channel is not None and self._lost is None:
+            if channel.borrower is not None:
+                channel.borrower.ends(holder)
             with contextlib.suppress(BrokerLost):
                 channel.send(encode_request(END, 0, b"", holder, 0, 0, ()))
 
@@ -504,8 +525,11 @@ class LocalPlace:
         if self.epoch == 0:
             self.epoch = reply.number
             self.max_item = int(reply.fields[0])
+        if self.ledger is None:
             self.ledger = open_ledger(Path(self.path).parent, self.epoch)
         channel.number = int(reply.fields[1])
+        if self.ledger is not None:
+            channel.borrower = Borrower(self.ledger)
         return channel
 
     def lose(self, error: BaseException | None) -> BrokerLost:
@@ -526,6 +550,9 @@ class LocalPlace:
         for channel in list(self.channels):
             with contextlib.suppress(OSError):
                 channel.socket.close()
+        if self.ledger is not None:
+            self.ledger.close()
+            self.ledger = None
         self.channels = WeakSet()
         self._local = threading.local()
 

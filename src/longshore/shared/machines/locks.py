@@ -57,7 +57,7 @@ class LockMachine(Machine):
 
     def locked(self, request: Request) -> None:
         """LOCKED."""
-        held = self.owner is not None or (self.lent is not None and self.core.ledger.holder(self.slot) > 0)
+        held = self.owner is not None or (self.lent is not None and self.core.ledger.state(self.slot) > 0)
         self.core.reply(request, Status.OK, held)
 
     def take_back(self) -> None:

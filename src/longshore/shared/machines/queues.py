@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from longshore.shared.machines import Line, Machine
+from longshore.shared.machines import MOST_LENT, Line, Machine
 from longshore.shared.places import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from longshore.shared.conduit import Conduit
     from longshore.shared.core import Core, Owner
     from longshore.shared.wire import Request
@@ -92,6 +94,29 @@ class QueueMachine(Machine):
             _, item, count = self.deliveries.pop(number)
             self.items.appendleft((item, count + 1))
         self._pump()
+
+    def snapshot(self, client: object) -> list[bytes] | None:
+        """The counts, each item with its deliveries, and what was delivered to the client, with its holders."""
+        own = [
+            (b"%d" % number, b"%d" % owner.number, item, b"%d" % count)
+            for number, (owner, item, count) in self.deliveries.items()
+            if owner.client is client
+        ]
+        if self.getters or self.putters or self.joiners or len(self.items) + len(own) > MOST_LENT:
+            return None
+        counts = (b"%d" % self.unfinished, b"%d" % self._last_delivery, b"%d" % len(self.items))
+        parts = [*counts, *(part for item, count in self.items for part in (item, b"%d" % count))]
+        return [*parts, *(part for delivery in own for part in delivery)]
+
+    def restore(self, parts: Sequence[bytes], owner: Callable[[int], Owner]) -> None:
+        """See `Machine`."""
+        self.unfinished, self._last_delivery, count = map(int, parts[:3])
+        end = 3 + 2 * count
+        self.items = deque((parts[at], int(parts[at + 1])) for at in range(3, end, 2))
+        for at in range(end, len(parts), 4):
+            number, holder = int(parts[at]), owner(int(parts[at + 1]))
+            self.deliveries[number] = (holder, parts[at + 2], int(parts[at + 3]))
+            holder.held.setdefault(self, set()).add(number)
 
     def _accept(self, request: Request) -> None:
         self.unfinished += 1
