@@ -264,6 +264,17 @@ def test_a_program_whose_broker_could_not_be_started_again_starts_one_when_it_ne
     assert shared.Counter("c").add() == 1
 
 
+def test_a_program_that_leaves_while_its_broker_is_down_is_not_told_of_that_one_any_more(own_broker):
+    url = shared.address()
+    os.kill(own_broker.pid, signal.SIGKILL)
+    select.select([own_broker], [], [])
+    own_broker.begin()
+    shared.leave()
+    assert not pathlib.Path(url.removeprefix("local://")).parent.exists()
+    assert shared.Counter("c").add() == 1
+    assert shared.address() != url
+
+
 def test_a_program_that_never_shares_anything_starts_no_broker():
     code = "from longshore import shared; shared.Pipe('p', 0); import os; print(os.environ.get('LONGSHORE_SHARED'))"
     environment = {name: value for name, value in os.environ.items() if name != "LONGSHORE_SHARED"}

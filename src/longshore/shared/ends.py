@@ -248,6 +248,8 @@ class End:
         polls.append(poll)
         if not found:
             return False, False
+        if len(found) == 1 and found[0][0] != self._sign:
+            return True, False
         ready = gone = False
         for descriptor, state in found:
             if descriptor != self._sign:

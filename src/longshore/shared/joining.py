@@ -124,6 +124,7 @@ def leave() -> None:
         broker, _broker = _broker, None
         if place is not None:
             place.close()
+        if place is not None or broker is not None:
             os.environ.pop(VARIABLE, None)
             _inherited().pop(VARIABLE, None)
         if broker is not None:

@@ -75,10 +75,13 @@ class Pipe(Handle):
         self._sent(await self._adone(Verb.SEND, timeout, fields))
 
     def _message(self, value: Any) -> tuple[bytes]:
-        self.open()
+        if self._opened is None:
+            self.open()
         return (checked(self, self._values, value, self._opened.max_item),)
 
     def _sent(self, reply: Reply) -> None:
+        if reply.status == Status.OK:
+            return
         if reply.status == Status.CLOSED:
             raise BrokenPipeError(f"{self!r}: the other end is gone")
         if reply.status == Status.LATE:
@@ -92,43 +95,44 @@ class Pipe(Handle):
             TimeoutError: none came in time.
             WouldBlock: this thread turns a reactor or a loop.
         """
-        self.open()
         return self._received(self._done(Verb.TAKE_MESSAGE, timeout))
 
     async def arecv(self, timeout: float | None = None) -> Any:
         """`recv` for tasks."""
-        self.open()
         return self._received(await self._adone(Verb.TAKE_MESSAGE, timeout))
 
     def _received(self, reply: Reply) -> Any:
+        if reply.status == Status.OK:
+            return self._values.load(reply.fields[0])
         if reply.status == Status.CLOSED:
             raise EOFError(f"{self!r}: the other end is gone")
-        if reply.status != Status.OK:
-            raise TimeoutError(f"{self!r}: no message came in time")
-        return self._values.load(reply.fields[0])
+        raise TimeoutError(f"{self!r}: no message came in time")
 
     def poll(self, timeout: float | None = 0.0) -> bool:
         """Whether `recv` would not wait, after at most `timeout` seconds."""
-        self.open()
         return self._done(Verb.POLL, timeout).status == Status.OK
 
     async def apoll(self, timeout: float | None = 0.0) -> bool:
         """`poll` for tasks."""
-        self.open()
         return (await self._adone(Verb.POLL, timeout)).status == Status.OK
 
     def _done(self, verb: int, timeout: float | None, fields: tuple[bytes, ...] = ()) -> Reply:
         """Have a verb done, which whoever waits for it may have to ask for again."""
-        place, key, end, run = self._opened, self._key, self.end, runs.current().number
+        place = self._opened
+        if place is None or place is not joining.joined() or self.closed:
+            place = self.open()._opened
         left = None if timeout is None else seconds(timeout)
         until = left and time.monotonic() + left
-        reply = waiting.wait(place, verb, key, run, end, left, fields, self._what)
+        # Nobody holds anything of a pipe; a place that is far has to know whose waits end with whom.
+        run, what = 0 if place.is_prompt else runs.current().number, self._what
+        reply = waiting.wait(place, verb, self._key, run, self.end, left, fields, what)
         while reply.status == _AGAIN:
-            reply = waiting.wait(place, verb, key, run, end, _until(until), fields, self._what)
-        return self._checked(reply)
+            reply = waiting.wait(place, verb, self._key, run, self.end, _until(until), fields, what)
+        return self._checked(reply) if reply.status else reply
 
     async def _adone(self, verb: int, timeout: float | None, fields: tuple[bytes, ...] = ()) -> Reply:
         """`_done` for tasks."""
+        self.open()
         left = seconds(timeout)
         until = left and time.monotonic() + left
         reply = await self._await(verb, left, self.end, fields)
