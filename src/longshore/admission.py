@@ -87,12 +87,15 @@ class Admission:
         # Only a bound that users set is worth a warning, so `inline`, whose bound is its nature, gives none.
         named = _BOUNDS.get(strategy_name)
         self._handlers = Gate(named or strategy_name, None, self._near if named else None)
+        #: Whether the strategy may have a bound at all.
+        self._bounded = True
 
     # -- begin and end -----------------------------------------------------------------------------------
 
     def open(self, listeners: list[Listener], strategy: Strategy, tls_context: Any) -> None:
         """Accept on all listening sockets from now on."""
         self._strategy = strategy
+        self._bounded = not strategy.on_streams
         self.tls_context = tls_context
         self._fit_descriptors()
         self._handlers.maximum = strategy.capacity(self._host.limits)
@@ -281,7 +284,7 @@ class Admission:
         """Whether one more connection may be accepted now; `knocking` says that one waits for sure."""
         if not self._accepting:
             return False
-        if self._handlers.hold() and self._places.hold():
+        if (not self._bounded or self._handlers.hold()) and self._places.hold():
             return True
         self._stalled = True
         reactor, overflow = self._host.reactor, self._host.limits.overflow
@@ -439,7 +442,7 @@ class Admission:
         """Take the places that any connection needs; the name of the limit if one is missing."""
         if not self._places.enter():
             return self._places.name
-        if not self._handlers.enter():
+        if self._bounded and not self._handlers.enter():
             self._places.leave()
             return self._handlers.name
         return None

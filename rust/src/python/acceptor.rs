@@ -1,8 +1,9 @@
 //! Accepting for Python: what `socket.socket.accept` gives, or a connection that has no socket object yet.
 
-use std::io::Error;
+use std::io::{Error, ErrorKind};
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 
+use pyo3::exceptions::PyBlockingIOError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
@@ -40,7 +41,11 @@ impl Accepting {
         if listener < 0 {
             return Err(words::refused(py, &Error::from_raw_os_error(libc::EBADF)));
         }
-        let (socket, peer) = engine::accept(listener).map_err(|error| words::refused(py, &error))?;
+        let (socket, peer) = engine::accept(listener).map_err(|error| match error.kind() {
+            // Each burst ends so, and nobody reads the words.
+            ErrorKind::WouldBlock => PyBlockingIOError::new_err((libc::EAGAIN, "nobody waits")),
+            _ => words::refused(py, &error),
+        })?;
         if self.bare {
             return Ok((Bound::new(py, Incoming::new(socket, peer))?.into_any(), py.None()));
         }

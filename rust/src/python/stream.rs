@@ -37,7 +37,8 @@ pub struct Own {
     /// Whether that is for input: then it is wanted until the waiter is called.
     pub expecting: bool,
     /// The same, where there are several.
-    pub more_waiters: Vec<Py<PyAny>>,
+    #[allow(clippy::box_collection)] // hardly any stream has some, and each has the place
+    pub more_waiters: Option<Box<Vec<Py<PyAny>>>>,
     /// Whether whoever waits is called when the others had their turn.
     pub resting: bool,
     /// What takes input in a coroutine, to be used again.
@@ -191,7 +192,7 @@ impl Stream {
         if self.own.with(py, |own| std::mem::take(&mut own.expecting)) {
             self.want_input(py, false)?;
         }
-        for waiter in more {
+        for waiter in more.into_iter().flat_map(|more| *more) {
             self.reactor().later(py, Work::Call(waiter));
         }
         if direct {

@@ -227,7 +227,7 @@ impl Stream {
             if own.waiter.is_none() {
                 own.waiter = Some(waiter);
             } else {
-                own.more_waiters.push(waiter);
+                own.more_waiters.get_or_insert_default().push(waiter);
             }
         });
         Ok(())
@@ -327,7 +327,7 @@ impl Stream {
         let (first, more, expecting) = self.own.with(py, |own| {
             (own.waiter.take(), std::mem::take(&mut own.more_waiters), std::mem::take(&mut own.expecting))
         });
-        for (place, parked) in first.into_iter().chain(more).enumerate() {
+        for (place, parked) in first.into_iter().chain(more.into_iter().flat_map(|more| *more)).enumerate() {
             let expects = expecting && place == 0;
             if !parked.bind(py).eq(&waiter)? {
                 self.park(py, parked)?;
@@ -487,7 +487,7 @@ impl Stream {
                 for object in [&own.sink, &own.framing, &own.cause, &own.error, &own.tls, &own.waiter] {
                     visit.call(object)?;
                 }
-                for waiter in &own.more_waiters {
+                for waiter in own.more_waiters.iter().flat_map(|more| more.iter()) {
                     visit.call(waiter)?;
                 }
                 visit.call(&own.taking)?;

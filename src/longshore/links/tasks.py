@@ -37,6 +37,7 @@ class AsyncLink(StreamLink):
     """A link over a stream whose reactor is embedded in an asyncio loop; make it on the loop's thread."""
 
     def __init__(self) -> None:
+        super().__init__()
         #: The loop whose tasks may wait.
         self.loop = asyncio.get_running_loop()
         self._waiters: list[asyncio.Future[bool]] = []

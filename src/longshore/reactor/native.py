@@ -15,6 +15,7 @@ from socket import socket as Socket
 from typing import TYPE_CHECKING, Any
 
 from longshore import _native, runs
+from longshore._native import Incoming
 from longshore.addresses import format_peer
 from longshore.buffers import closed, cut_short, named, no_framing, no_separator, peer_closed, shut, too_long
 from longshore.errors import FramingError, IncompleteMessage, InternalError
@@ -161,7 +162,7 @@ class NativeReactor(_native.Reactor):
         packets: bool = False,
     ) -> Any:
         """Own `sock` as a stream: a native one where that serves it, else a portable one."""
-        bare = type(sock) is _native.Incoming
+        bare = type(sock) is Incoming
         if not packets and type(framing) in _NATIVE and (bare or _is_ordinary(sock)):
             return NativeStream(self, sock, peer, sink, limits, timeouts, framing, tls)
         return Stream(
