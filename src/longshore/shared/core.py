@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from longshore.errors import FramingError
+    from longshore.shared.conduit import Conduit
     from longshore.shared.journal import Journal
     from longshore.shared.ledger import Ledger
     from longshore.shared.machines import Line, Machine
@@ -102,6 +103,7 @@ class Core:
         max_item: int = MAX_ITEM,
         max_names: int = MAX_NAMES,
         ledger: Ledger | None = None,
+        conduits: Callable[[], Conduit] | None = None,
         journals: Callable[[int], Journal | None] | None = None,
     ) -> None:
         self.epoch = epoch
@@ -110,6 +112,8 @@ class Core:
         #: Replies that have not been taken: the client, and the message; or why it must be let go.
         self.effects: list[tuple[Any, bytes | FramingError]] = []
         self.ledger: Ledger = PlainLedger(epoch << FENCE_BITS) if ledger is None else ledger
+        #: What makes the way between the ends of a pipe; None where messages go through here.
+        self.conduits = conduits
         self.lending = Lending(self, lends=ledger is not None, journals=journals)
         self._came = 0
         self._number = 0

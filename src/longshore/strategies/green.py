@@ -2,7 +2,8 @@
 
 A wait of a connection parks its greenlet and lets the reactor turn; the handler is plain blocking code and
 nothing is monkey-patched.  What is not ours to see (time.sleep, a lock, a database driver) blocks
-everybody, and the watchdog names it.  Greenlets park here, in Python code, never inside a native frame.
+everybody, and the watchdog names it.  Greenlets park here, in Python code; the one other place is native
+(`rust/src/python/shortcuts.rs`) and holds nothing but references while its greenlet rests.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import greenlet
 
 from longshore import runs
-from longshore.errors import LongshoreError, PeerClosed, ReadTimeout
+from longshore.errors import LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
 from longshore.links.streams import SHARE, StreamLink
@@ -120,6 +121,8 @@ class GreenLink(StreamLink):
         if hub is None or not stream.reactor.on_thread:
             super()._pause(timeout, what, over)
             return
+        if timeout == 0:
+            raise self._late(timeout, what)
         wake = me.switch
         timer = None if timeout is None else stream.reactor.call_later(timeout, wake, True)
         stream.park(wake)
@@ -132,7 +135,7 @@ class GreenLink(StreamLink):
             if timer is not None:
                 timer.cancel()
         if late is True:
-            raise ReadTimeout(f"{what} on the connection to {stream.peer}: nothing in {timeout:g} s")
+            raise self._late(timeout, what)
 
     def wait_input(self, timeout: float | None) -> None:
         """Park until more input came; while the server drains, what owes nothing sees the end of the stream."""
@@ -153,7 +156,7 @@ class GreenLink(StreamLink):
         except BaseException:
             stream.unpark(wake)
             raise
-        if stream.spent:
+        if stream.spent and stream is self.stream:
             raise stream.failure()
 
     def end_for_drain(self) -> None:
@@ -163,25 +166,6 @@ class GreenLink(StreamLink):
 
     draining = False
     ended_for_drain = False
-
-
-class _SessionLink(GreenLink):
-    """A link that tells its session of what that has to know."""
-
-    def __init__(self, session: GreenSession) -> None:
-        super().__init__()
-        self._session = session
-
-    def opened(self) -> None:
-        super().opened()
-        self._session.link_opened()
-
-    def idled(self) -> None:
-        self._session.link_idled()
-
-    def closed(self, cause: str, error: BaseException | None) -> None:
-        super().closed(cause, error)
-        self._session.gone(cause, error)
 
 
 class Home(Protocol):
@@ -201,7 +185,7 @@ class GreenSession(StreamSession):
     """One connection and its greenlet."""
 
     def __init__(self, strategy: Home, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
-        link = _SessionLink(self)
+        link = GreenLink()
         if strategy.host.handler.takes_batches:
             link.share = BATCH
         super().__init__(strategy.host, sock, peer, local, tls, link)
@@ -211,15 +195,16 @@ class GreenSession(StreamSession):
         self._greenlet: greenlet.greenlet | None = None
         self._handler: Any = None
 
-    def link_opened(self) -> None:
+    def opened(self) -> None:
         """Start the handler; a later handshake of its own (`start_tls`) starts nothing."""
+        super().opened()
         if not self.handler_running and self._greenlet is None:
-            self.opened(tls_version(self._link))
+            self.begun(tls_version(self._link))
             self.handler_running = True
             # In a turn of its own, so that accepting goes on before the handler does.
             self.host.reactor.again(self._start)
 
-    def link_idled(self) -> None:
+    def idled(self) -> None:
         """Call the hook; what it sends keeps the connection."""
         if self._handler is not None:
             self._handler.idle()
@@ -316,6 +301,8 @@ class GreenSession(StreamSession):
     def drain(self, deadline: float | None) -> None:
         """Call the hook; whoever waits and owes nothing sees the end of the stream."""
         self.stream.take_arrived()
+        # From now on each wait is judged here.
+        self.stream.telling = True
         self.connection.draining = True
         self._link.draining = True
         if self._handler is not None:
@@ -343,6 +330,7 @@ class GreenStrategy:
     """Runs blocking handlers and message handlers on greenlets."""
 
     name = "green"
+    on_streams = True
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -11,6 +11,7 @@ from longshore.shared.places import Status
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from longshore.shared.conduit import Conduit
     from longshore.shared.core import Core, Owner
     from longshore.shared.wire import Request
 
@@ -163,7 +164,10 @@ class QueueMachine(Machine):
 
 
 class PipeMachine(Machine):
-    """Two ends, each with an inbox of whole messages."""
+    """Two ends, each with an inbox of whole messages.
+
+    Where the broker has conduits, messages go over one of those, and only who has which end is known here.
+    """
 
     def __init__(self, core: Core, parameters: bytes) -> None:
         super().__init__(core, parameters)
@@ -173,13 +177,24 @@ class PipeMachine(Machine):
         #: Handles of each end, by client.
         self.openers: tuple[dict[object, int], dict[object, int]] = ({}, {})
         self.was_open = [False, False]
+        self.conduit: Conduit | None = None
 
     def open(self, request: Request) -> None:
         """OPEN."""
         end, client = request.number & 1, request.client
+        if self.core.conduits is not None:
+            try:
+                if self.conduit is None:
+                    self.conduit = self.core.conduits()
+                self.conduit.hand_over(end, client)  # type: ignore[arg-type]
+            except OSError as error:
+                self._show()
+                self.core.reply(request, Status.TOO_LARGE, 0, (f"the broker's descriptors ({error})".encode(),))
+                return
         self.openers[end][client] = self.openers[end].get(client, 0) + 1
         self.was_open[end] = True
         self.core.watch(request.client, self)
+        self._show()
         self.core.reply(request, Status.OK)
 
     def hang_up(self, request: Request) -> None:
@@ -235,6 +250,18 @@ class PipeMachine(Machine):
             if client in self.openers[end]:
                 self._end_gone(end, client)
 
+    def _show(self) -> None:
+        """Have those at each end know whether the other one is gone; a conduit that holds nothing needs nobody."""
+        conduit = self.conduit
+        if conduit is None:
+            return
+        if any(self.openers) or not conduit.is_empty:
+            for end in (0, 1):
+                conduit.show(end, self._is_gone(1 - end))
+        else:
+            conduit.close()
+            self.conduit = None
+
     def _is_gone(self, end: int) -> bool:
         return self.was_open[end] and not self.openers[end]
 
@@ -242,6 +269,7 @@ class PipeMachine(Machine):
         del self.openers[end][client]
         if self.openers[end]:
             return
+        self._show()
         for line in (self.takers[1 - end], self.senders[end]):
             while line:
                 self.core.reply(line.first(), Status.CLOSED)
