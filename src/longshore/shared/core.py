@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Any
 
-from longshore.shared.ledger import SLOTS, PlainLedger
+from longshore.shared.ledger import PlainLedger
 from longshore.shared.lending import Lending
 from longshore.shared.machines.locks import ConditionMachine, LockMachine, SemaphoreMachine
 from longshore.shared.machines.queues import PipeMachine, QueueMachine
@@ -79,13 +79,11 @@ class Owner:
 class _Client:
     """What the core knows of a client."""
 
-    __slots__ = ("lent", "number", "owners", "waits", "watchers")
+    __slots__ = ("number", "owners", "waits", "watchers")
 
     def __init__(self, number: int) -> None:
         #: What it is called in the ledger.
         self.number = number
-        #: The locks that are lent to it.
-        self.lent: dict[LockMachine, None] = {}
         self.owners: dict[int, Owner] = {}
         self.waits: dict[int, Request] = {}
         self.watchers: dict[Machine, None] = {}
@@ -113,13 +111,10 @@ class Core:
         self.max_names = max_names
         #: Replies that have not been taken: the client, and the message; or why it must be let go.
         self.effects: list[tuple[Any, bytes | FramingError]] = []
-        #: Whether locks may be lent.
-        self.lends = ledger is not None
         self.ledger: Ledger = PlainLedger(epoch << FENCE_BITS) if ledger is None else ledger
         #: What makes the way between the ends of a pipe; None where messages go through here.
         self.conduits = conduits
-        self.lending = Lending(self, journals if self.lends else None)
-        self._words = 0
+        self.lending = Lending(self, lends=ledger is not None, journals=journals)
         self._came = 0
         self._number = 0
         self._clients: dict[object, _Client] = {}
@@ -146,8 +141,6 @@ class Core:
         known = self._clients.get(client)
         if known is None:
             return
-        for machine in list(known.lent):
-            machine.take_back()
         self.lending.gone(client)
         del self._clients[client]
         waiting = [request for request in known.waits.values() if request.line is not None]
@@ -260,36 +253,6 @@ class Core:
         """Tell `machine` when the client is gone."""
         self._clients[client].watchers[machine] = None
 
-    def lend(self, request: Request, machine: LockMachine) -> bool:
-        """Lend a lock to who asks, and holds it from now on; whether that can be done."""
-        machine.slot = machine.slot or self.words(1)
-        if not machine.slot:
-            return False
-        known = self._clients[request.client]
-        known.lent[machine] = None
-        self.ledger.lend(machine.slot, known.number, request.holder)
-        return True
-
-    def take_back(self, client: object, machine: LockMachine) -> Owner | None:
-        """Lend a lock no more; who holds it."""
-        known = self._clients[client]
-        del known.lent[machine]
-        holder = self.ledger.take_back(machine.slot)
-        if not holder:
-            return None
-        owner = known.owners.get(holder)
-        if owner is None:
-            owner = known.owners[holder] = Owner(client, holder)
-        return owner
-
-    def words(self, count: int) -> int:
-        """The first of so many words of the ledger that nobody had before; 0 if there are no more."""
-        first = self._words + 1
-        if first + count > SLOTS:
-            return 0
-        self._words += count
-        return first
-
     def machine(self, key: bytes) -> Machine | None:
         """The object of this key."""
         return self._machines.get(key)
@@ -301,6 +264,10 @@ class Core:
     def owner_of(self, client: object, holder: int) -> Owner | None:
         """A holder of a client, if it holds or waits for anything."""
         return self._clients[client].owners.get(holder)
+
+    def new_owner(self, client: object, holder: int) -> Owner:
+        """A holder of a client, which may be known."""
+        return self._clients[client].owners.setdefault(holder, Owner(client, holder))
 
     def call(self, machine: Machine | None, verb: int) -> tuple[Callable[[Request], None], int] | None:
         """How `machine` does `verb`, and the fields that it needs, -1: any; None if it cannot."""
@@ -374,9 +341,6 @@ class Core:
 
     def _end(self, request: Request) -> None:
         known = self._clients[request.client]
-        for machine in list(known.lent):
-            if self.ledger.state(machine.slot) == request.holder:
-                machine.take_back()
         self.lending.ending(request.client, request.holder)
         owner = known.owners.pop(request.holder, None)
         if owner is not None:

@@ -1,10 +1,11 @@
-"""What the broker lends, and takes back: objects that one client alone uses, with a journal (`journal.py`).
+"""What the broker lends, and takes back: what one client alone uses, by words of the ledger (`ledger.py`).
 
-The only file that decides about it.  A client that has asked for an object some times wants to borrow it (BORROW): the
-first time it is *courted*, and from then on each request for it is looked at; if nobody else has come before the same
-client asks again, it is lent.  So nothing is counted for objects that nobody wants to borrow.  Whoever asks for an
-object that is lent, its borrower too, has it taken back first: what the borrower did is done here, and then what was
-asked.  Pure, as the core.
+The only file that knows who has borrowed what.  A lock is lent by a word of its own, when its machine says so.  Other
+objects are lent with a journal (`journal.py`), and who gets them is decided here.  A client that has asked for an
+object some times wants to borrow it (BORROW): the first time it is *courted*, and from then on each request for it is
+looked at; if nobody else has come before the same client asks again, it is lent.  So nothing is counted for objects
+that nobody wants to borrow.  Whoever asks for an object that is lent, its borrower too, has it taken back first: what
+the borrower did is done here, and then what was asked.  Pure, as the core.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from longshore.errors import FramingError
 from longshore.shared.journal import LENDABLE, MASK, SIZE
+from longshore.shared.ledger import SLOTS
 from longshore.shared.places import Status
 from longshore.shared.wire import Request
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from longshore.shared.core import Core, Owner
     from longshore.shared.journal import Journal
     from longshore.shared.machines import Machine
+    from longshore.shared.machines.locks import LockMachine
 
 __all__ = ("BORROWERS", "Lending")
 
@@ -53,18 +56,51 @@ class Lending:
     """What is lent of one core.
 
     Args:
-        journals: makes a journal for the client of a number; None: nothing is lent.
+        lends: whether anything is.
+        journals: makes a journal for the client of a number; None: only locks are lent.
     """
 
-    def __init__(self, core: Core, journals: Callable[[int], Journal | None] | None) -> None:
+    def __init__(self, core: Core, *, lends: bool, journals: Callable[[int], Journal | None] | None) -> None:
         self._core = core
-        self._journals = journals
+        self._lends = lends
+        self._journals = journals if lends else None
+        #: Words of the ledger that have been given out.
+        self._words = 0
+        #: The locks that are lent, by client.
+        self._locks: dict[object, dict[LockMachine, None]] = {}
         self._borrowers: dict[object, _Borrower] = {}
         self._lent: dict[Machine, _Borrower] = {}
         #: The number of the client that wants it, and has been alone with it since.
         self._courted: dict[Machine, int] = {}
         #: Words of clients that are gone.
         self._free: list[int] = []
+
+    # -- locks -----------------------------------------------------------------------------------------------
+
+    def lend_lock(self, request: Request, machine: LockMachine) -> bool:
+        """Lend a lock to who asks, and holds it from now on; whether that can be done."""
+        machine.slot = machine.slot or (self._word() if self._lends else 0)
+        if not machine.slot:
+            return False
+        self._locks.setdefault(request.client, {})[machine] = None
+        self._core.ledger.lend(machine.slot, self._core.number_of(request.client), request.holder)
+        return True
+
+    def take_lock(self, client: object, machine: LockMachine) -> Owner | None:
+        """Lend a lock no more; who holds it."""
+        del self._locks[client][machine]
+        holder = self._core.ledger.take_back(machine.slot)
+        return self._core.new_owner(client, holder) if holder else None
+
+    def _word(self, count: int = 1) -> int:
+        """The first of so many words of the ledger that nobody had before; 0 if there are no more."""
+        first = self._words + 1
+        if first + count > SLOTS:
+            return 0
+        self._words += count
+        return first
+
+    # -- what has a journal ----------------------------------------------------------------------------------
 
     def look(self, machine: Machine, client: object) -> bool:
         """Somebody asks for `machine`; whether the next request must be looked at, too."""
@@ -122,6 +158,9 @@ class Lending:
 
     def ending(self, client: object, holder: int) -> None:
         """A holder of `client` is about to end."""
+        for lock in list(self._locks.get(client, ())):
+            if self._core.ledger.state(lock.slot) == holder:
+                lock.take_back()
         borrower = self._borrowers.get(client)
         if borrower is not None and borrower.machines:
             self._absorb(borrower)
@@ -136,6 +175,9 @@ class Lending:
 
     def gone(self, client: object) -> None:
         """`client` is about to be forgotten."""
+        for lock in list(self._locks.get(client, ())):
+            lock.take_back()
+        self._locks.pop(client, None)
         borrower = self._borrowers.pop(client, None)
         if borrower is not None:
             self._take_back(borrower)
@@ -145,7 +187,7 @@ class Lending:
     def _borrower(self, client: object, number: int) -> _Borrower | None:
         borrower = self._borrowers.get(client)
         if borrower is None and self._journals is not None and len(self._borrowers) < BORROWERS:
-            slot = self._free.pop() if self._free else self._core.words(2)
+            slot = self._free.pop() if self._free else self._word(2)
             journal = self._journals(number) if slot else None
             if journal is not None:
                 borrower = self._borrowers[client] = _Borrower(client, number, slot, journal)
