@@ -7,6 +7,7 @@
 //! Linux only, on epoll: elsewhere the portable reactor serves.
 
 mod acceptor;
+mod answers;
 mod buffer;
 mod counters;
 mod datagrams;
@@ -20,6 +21,7 @@ mod streams;
 mod wheel;
 
 pub use acceptor::accept;
+pub use answers::{Effects, Exchange, Read, Step};
 pub use buffer::{Input, Pool, Taken};
 pub use counters::{Counters, HISTOGRAM};
 pub use datagrams::{Answer, DATAGRAMS, Datagram, Inbox, LONGEST, Origin, Outbox, take_together};
@@ -28,6 +30,6 @@ pub use framing::{Cut, Cutter, Framing, Kind, Prefix};
 pub use ledger::{Ledger, is_connected};
 pub use poller::{Poller, READ, WRITE};
 pub use slab::{Slab, Token};
-pub use stream::{CHUNK, Effects, Options, Read, State, Step, Stream};
+pub use stream::{CHUNK, Options, State, Stream};
 pub use streams::Engine;
 pub use wheel::Wheel;

@@ -16,7 +16,8 @@ use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
-use super::buffer::{Input, Pool};
+use super::answers::{Effects, Read, Step};
+use super::buffer::{Input, Message, Pool};
 use super::counters::Counters;
 use super::deadlines::{Timeouts, Watch};
 use super::framing::Framing;
@@ -67,66 +68,6 @@ pub struct Options {
     pub timeouts: Arc<Timeouts>,
     /// Output that the peer may leave untaken before it is read from no more.
     pub max_pending: usize,
-}
-
-/// What has to be told after a call; the driver does it once no part of the engine is borrowed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[must_use]
-pub struct Effects {
-    /// Pending output fell to where writing may go on.
-    pub drained: bool,
-    /// Pending output has come near its limit, for the first time since it was last far below.
-    pub near: bool,
-    /// The stream is gone: close its descriptor, and tell.
-    pub finished: bool,
-    /// The error that ended it, unless it was ending already.
-    pub error: Option<Errno>,
-}
-
-impl Effects {
-    /// Whether there is nothing to tell.
-    #[inline]
-    pub fn is_empty(self) -> bool {
-        !self.drained && !self.near && !self.finished && self.error.is_none()
-    }
-
-    /// Both.
-    pub fn and(self, other: Effects) -> Effects {
-        Effects {
-            drained: self.drained || other.drained,
-            near: self.near || other.near,
-            finished: self.finished || other.finished,
-            error: self.error.or(other.error),
-        }
-    }
-}
-
-/// What reading has found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
-    /// Nothing to tell.
-    Nothing,
-    /// Input came, or its end.
-    Arrived,
-    /// The stream is gone.
-    Gone(Effects),
-}
-
-/// The next thing to do with the messages of a stream.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Step<'a> {
-    /// Handle this one.
-    Message(&'a [u8]),
-    /// Wait for more.
-    Dry,
-    /// Wait until the peer takes its replies.
-    Held,
-    /// Nothing any more: the stream is not open.
-    Over,
-    /// The peer has ended its side, and all was handled.
-    PeerClosed,
-    /// What came is no message.
-    Bad,
 }
 
 /// One stream.
@@ -321,6 +262,33 @@ impl Stream {
         }
         self.update(kit, token);
         Read::Arrived
+    }
+
+    #[inline]
+    pub(super) fn step(&mut self, counters: &mut Counters) -> Step<'_> {
+        if self.state != State::Open {
+            return Step::Over;
+        }
+        if self.pending() > self.max_pending {
+            return Step::Held;
+        }
+        match self.input.cut_message() {
+            Message::At(start, stop) => {
+                self.messages += 1;
+                counters.messages += 1;
+                Step::Message(self.input.bytes(start, stop))
+            }
+            Message::NeedMore => {
+                // All that came was handled, whether or not the handler had something to say to it.
+                self.owing = self.input.unread();
+                Step::Dry
+            }
+            Message::Closed => Step::PeerClosed,
+            Message::Bad => {
+                counters.malformed += 1;
+                Step::Bad
+            }
+        }
     }
 
     #[inline]
@@ -523,6 +491,15 @@ impl Stream {
     /// Watch the socket for just what can be done now.
     #[inline]
     pub(super) fn update<T>(&mut self, kit: &mut Kit<'_, T>, token: Token) {
+        // The usual: it waits for input, and goes on to.
+        let is_usual = self.interest == READ && self.hungry && self.wire.is_empty() && self.state == State::Open;
+        if !is_usual || self.held || self.input.ended {
+            self.update_watch(kit, token);
+        }
+    }
+
+    #[inline(never)]
+    fn update_watch<T>(&mut self, kit: &mut Kit<'_, T>, token: Token) {
         let mut events = 0;
         let pending = self.wire.len() > self.wire_start;
         let reads = match self.state {
