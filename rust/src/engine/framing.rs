@@ -259,7 +259,6 @@ impl Cutter {
         self.oversized(framing)
     }
 
-    #[inline(never)]
     fn cut_prefixed(&mut self, framing: &Framing, data: &[u8], prefix: Prefix) -> Cut {
         if self.skipping {
             return self.skip_counted(data);
@@ -277,7 +276,6 @@ impl Cutter {
         self.oversized(framing)
     }
 
-    #[inline(never)]
     fn cut_netstring(&mut self, framing: &Framing, data: &[u8]) -> Cut {
         if self.skipping {
             return self.skip_counted(data);
@@ -319,7 +317,6 @@ impl Cutter {
         if data.len() > NETSTRING_DIGITS { Cut::Bad } else { Cut::NeedMore }
     }
 
-    #[cold]
     fn oversized(&mut self, framing: &Framing) -> Cut {
         if !framing.skip {
             return Cut::Bad;
@@ -329,7 +326,6 @@ impl Cutter {
         Cut::Oversized
     }
 
-    #[cold]
     fn skip_counted(&mut self, data: &[u8]) -> Cut {
         let count = (data.len() as u64).min(self.left);
         self.left -= count;
