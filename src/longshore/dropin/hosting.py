@@ -107,7 +107,7 @@ class Hosting:
         return self._subscribers.add(observer, *kinds)
 
     def emit(self, event: Event) -> None:
-        """Tell the subscribers; what nobody wants is logged if it is a warning, but not what `handle_error` has shown already."""
+        """Tell the subscribers; what nobody wants is logged if it is a warning, unless `handle_error` has shown it."""
         if not isinstance(event, HandlerFailed) or self.wants(HandlerFailed):
             self._subscribers.emit(event)
 
