@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
+# Signatures are read from the source, where native shortcuts would hide their types.
+os.environ["LONGSHORE_REACTOR"] = "portable"
 
 project = "Longshore"
 author = "the Longshore contributors"

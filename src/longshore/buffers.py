@@ -14,13 +14,12 @@ from longshore.errors import ClosedError, ConfigError, FramingError, IncompleteM
 from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from longshore.framing import Decoder, Framing
 
 __all__ = (
     "InputBuffer",
-    "LinesThere",
     "PacketBuffer",
     "closed",
     "cut_short",
@@ -196,14 +195,6 @@ class InputBuffer:
             return self._cut(len(self._raw))
         return NEED_MORE
 
-    def lines(self, limit: int) -> Iterator[bytes]:
-        """The lines that are there, each as `take_line` gives it, up to the one that is not, or the end.
-
-        Raises:
-            MessageTooLarge: no line end within `limit` bytes.
-        """
-        return LinesThere(self.take_line, limit)
-
     def take_line_up_to(self, size: int) -> Any:
         """A line with its end, or its first `size` bytes if it is longer."""
         self._unfeed()
@@ -302,25 +293,6 @@ class InputBuffer:
             self._decoder = None
             self._fed = False
             self._scanned = 0
-
-
-class LinesThere:
-    """The lines that have come: it ends where the next one has not, and goes on from there when that came."""
-
-    __slots__ = ("_limit", "_take")
-
-    def __init__(self, take: Callable[[int], Any], limit: int) -> None:
-        self._take = take
-        self._limit = limit
-
-    def __iter__(self) -> LinesThere:
-        return self
-
-    def __next__(self) -> bytes:
-        line = self._take(self._limit)
-        if line is NEED_MORE or not line:
-            raise StopIteration
-        return line  # type: ignore[no-any-return]
 
 
 class PacketBuffer(InputBuffer):

@@ -8,13 +8,16 @@ decides when a connection ends.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import threading
 from typing import TYPE_CHECKING, Any
 
 from longshore.buffers import octets
 from longshore.errors import ConfigError, PeerClosed, WouldBlock
 from longshore.files import make_file
 from longshore.framing import NEED_MORE
+from longshore.shortcuts import shortened
 
 if TYPE_CHECKING:
     import socket
@@ -22,26 +25,33 @@ if TYPE_CHECKING:
 
     from longshore.config import TLS
     from longshore.framing import Framing
-    from longshore.links import Link
+    from longshore.links import Link, Output
 
 __all__ = ("AsyncConnection", "Connection")
 
 _ids = itertools.count(1)
+#: Held while one is given.
+_numbering = threading.Lock()
 
 
 class _Named:
     """What both kinds of connection have and nobody waits for."""
+
+    # One slot, where native code looks.
+    __slots__ = ("__dict__", "__weakref__", "_direct")
+
+    #: Who takes output and gives input while nothing is in between: no cork, and no timeout of the connection's own.
+    _direct: Output | None
 
     # Of the class, as few connections have one, and each place in all of them costs memory.
     #: The proxy's address where there is one in between.
     via: str | None = None
     #: What that proxy has said (`longshore.proxy.Header`), TLS and names included; None without a proxy.
     proxied: Any = None
+    _id = 0
 
-    def __init__(self, link: Any, *, peer: str, local: str, server: Any = None, timeout: float | None = None) -> None:
+    def __init__(self, link: Any, peer: str, local: str, server: Any = None, timeout: float | None = None) -> None:
         self._link: Link = link
-        #: A number that no other connection of this process has.
-        self.id: int = next(_ids)
         #: The peer's address as text.
         self.peer: str = peer
         #: Our own address as text.
@@ -54,9 +64,25 @@ class _Named:
         self._timeout = timeout
         #: What is written inside of `corked`.
         self._cork: bytearray | None = None
+        self._straighten()
+
+    def _straighten(self) -> None:
+        self._direct = self._link.output if self._cork is None and self._timeout is None else None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.local} with {self.peer}>"
+
+    @property
+    def id(self) -> int:
+        """A number that no other connection of this process has; given when it is first asked for."""
+        with _numbering:
+            if not self._id:
+                self._id = next(_ids)
+        return self._id
+
+    @id.setter
+    def id(self, number: int) -> None:
+        self._id = number
 
     @property
     def state(self) -> dict[Any, Any]:
@@ -117,6 +143,7 @@ class _Named:
             yield
             return
         self._cork = bytearray()
+        self._straighten()
         try:
             yield
         finally:
@@ -124,6 +151,7 @@ class _Named:
 
     def _uncork(self) -> None:
         cork, self._cork = self._cork, None
+        self._straighten()
         if cork:
             self._put(bytes(cork))
 
@@ -198,12 +226,14 @@ class _Named:
         if timeout is not None and timeout < 0:
             raise ValueError(f"settimeout({timeout!r}): must be a number of seconds, at least 0, or None")
         self._timeout = timeout
+        self._straighten()
 
     def gettimeout(self) -> float | None:
         """What `settimeout` set."""
         return self._timeout
 
 
+@shortened
 class Connection(_Named):
     """A blocking connection: plain calls that wait.
 
@@ -265,6 +295,10 @@ class Connection(_Named):
         if line is NEED_MORE:
             line = self._wait_and_take(self._link.input.take_line, limit)
         return line  # type: ignore[no-any-return]
+
+    def _lines(self, limit: int) -> Iterator[bytes]:
+        """The lines up to the end."""
+        return iter(functools.partial(self.readline, limit), b"")
 
     def read_exactly(self, count: int) -> bytes:
         """Just `count` bytes.
@@ -382,6 +416,7 @@ class Connection(_Named):
         self.close()
 
 
+@shortened
 class AsyncConnection(_Named):
     """The same with `await`; `send` and `sendall` queue at the call, and the await only waits for room."""
 

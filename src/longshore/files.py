@@ -8,8 +8,9 @@ coalesced.  Closing one leaves the connection open, as with sockets.
 from __future__ import annotations
 
 import io
-import itertools
 from typing import TYPE_CHECKING, Any
+
+from longshore.shortcuts import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,7 @@ def make_file(connection: Any, mode: str, buffering: int | None, **text: Any) ->
     return file if "b" in mode else io.TextIOWrapper(file, **text)
 
 
+@shortened
 class _Writer(io.RawIOBase):
     """The writing file."""
 
@@ -53,12 +55,11 @@ class _Writer(io.RawIOBase):
         return self._connection.fileno()  # type: ignore[no-any-return]
 
     def write(self, data: Any) -> int:
-        connection = self._connection
-        # As `sendall`, without a frame of its own for each line.
-        if connection._cork is None and connection._link.output.offer(data):
+        if type(data) is bytes:
+            self._connection.sendall(data)
             return len(data)
         with memoryview(data) as view:
-            connection.sendall(view)
+            self._connection.sendall(view)
             return view.nbytes
 
 
@@ -77,25 +78,8 @@ class _Reader(io.BufferedIOBase):
         return self._connection.fileno()  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[bytes]:
-        """The lines up to the end.
-
-        Those that have come are iterated over by the input itself; only between them a frame of ours runs and waits.
-        """
-        return itertools.chain.from_iterable(self._arrivals())
-
-    def _arrivals(self) -> Iterator[Iterator[bytes]]:
-        connection = self._connection
-        link = connection._link
-        source: Any = None
-        while True:
-            # After a wait `start_tls` may have put another input into the place of the one before.
-            if link.input is not source:
-                source = link.input
-                lines = source.lines(FILE_LINE)
-            yield lines
-            if link.input.ended and not link.input.unread:
-                return
-            link.wait_input(connection._timeout)
+        """The lines up to the end."""
+        return self._connection._lines(FILE_LINE)  # type: ignore[no-any-return]
 
     def readline(self, size: int | None = -1) -> bytes:
         """A line with its end, or its first `size` bytes.

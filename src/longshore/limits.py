@@ -53,7 +53,8 @@ class Gate:
         if maximum is not None:
             if count >= maximum:
                 return False
-            self._look(count + 1)
+            if not self._brink.told and count + 1 >= NEAR * maximum:
+                self._look(count + 1)
         self.count = count + 1
         return True
 

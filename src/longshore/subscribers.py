@@ -70,8 +70,11 @@ def log_failure(event: Event) -> None:
     """Log one line if `event` is a warning or an error, with the traceback if a handler failed."""
     if event.level not in ("WARNING", "ERROR"):
         return
-    import logging
-
+    try:
+        import logging
+    except OSError:
+        # Without a descriptor it cannot be read, and whoever has failed for want of one goes on.
+        return
     logger = logging.getLogger("longshore")
     fields = event.as_dict()
     name = fields.pop("event")

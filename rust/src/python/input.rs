@@ -113,25 +113,6 @@ impl Framing {
     }
 }
 
-/// The lines that have come: it ends where the next one has not, and goes on from there when that came.
-#[pyclass(frozen, module = "longshore._native")]
-pub struct Lines {
-    stream: Py<Stream>,
-    limit: usize,
-}
-
-#[longshore_shield::shielded]
-#[pymethods]
-impl Lines {
-    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
-        slf
-    }
-
-    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        self.stream.get().next_line(py, self.limit)
-    }
-}
-
 /// How many bytes are asked for.
 #[inline]
 fn wanted(count: isize) -> PyResult<usize> {
@@ -163,10 +144,37 @@ impl Stream {
         }
     }
 
+    /// A line that is there whole, or the last one; None where it takes more than that.
     #[inline]
-    fn next_line<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        let line = self.take_now(py, |input| input.take_line(limit), self.too_long(py, b"\n", limit))?;
-        Ok(line.filter(|line| !line.as_bytes().is_empty()))
+    pub fn line_now<'py>(&self, py: Python<'py>, limit: usize) -> Option<Bound<'py, PyBytes>> {
+        self.piece_now(py, |input| input.take_line(limit))
+    }
+
+    /// What is there, up to `count` bytes; None if nothing is.
+    #[inline]
+    pub fn some_now<'py>(&self, py: Python<'py>, count: usize) -> Option<Bound<'py, PyBytes>> {
+        self.piece_now(py, |input| input.take_some(count))
+    }
+
+    #[inline]
+    fn piece_now<'py>(
+        &self,
+        py: Python<'py>,
+        attempt: impl FnOnce(&mut Input) -> Taken<'_>,
+    ) -> Option<Bound<'py, PyBytes>> {
+        self.with(py, |core| {
+            let stream = core.engine.stream_mut(self.token)?;
+            if stream.sated() && self.reactor().on_thread() {
+                return None;
+            }
+            match attempt(&mut stream.input) {
+                Taken::Piece(piece) if !piece.is_empty() => {
+                    stream.taken = stream.taken.saturating_add(1);
+                    Some(PyBytes::new(py, piece))
+                }
+                _ => None,
+            }
+        })
     }
 
     fn too_long<'a>(
@@ -334,11 +342,6 @@ impl Stream {
     #[inline]
     pub fn take_line<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyAny>> {
         self.take(py, |input| input.take_line(limit), self.too_long(py, b"\n", limit))
-    }
-
-    /// The lines that are there, each as `take_line` gives it.
-    fn lines(slf: Py<Self>, limit: usize) -> Lines {
-        Lines { stream: slf, limit }
     }
 
     /// A line with its end, or its first `size` bytes if it is longer.

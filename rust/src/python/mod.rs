@@ -8,11 +8,15 @@ mod arrival;
 mod cell;
 mod datagrams;
 mod dispatch;
+mod greenlets;
+mod incoming;
 mod input;
 mod ledger;
 mod reactor;
 mod reactor_methods;
+mod sealing;
 mod sender;
+mod shortcuts;
 mod stream;
 mod stream_methods;
 mod taking;
@@ -52,13 +56,17 @@ mod _native {
     #[pymodule_export]
     use super::datagrams::Datagrams;
     #[pymodule_export]
-    use super::input::{Framing, Lines};
+    use super::incoming::Incoming;
+    #[pymodule_export]
+    use super::input::Framing;
     #[pymodule_export]
     use super::ledger::Ledger;
     #[pymodule_export]
     use super::reactor::Reactor;
     #[pymodule_export]
     use super::sender::Origin;
+    #[pymodule_export]
+    use super::shortcuts::{Lines, shorten};
     #[pymodule_export]
     use super::stream::Stream;
     #[pymodule_export]
@@ -68,7 +76,8 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::shortcuts::give_slots(module.py());
         super::taking::give_slots(module.py());
-        module.add("DONE", super::taking::Done)
+        module.add("DONE", super::taking::Done::shared(module.py())?)
     }
 }

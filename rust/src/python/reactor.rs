@@ -12,7 +12,7 @@ use pyo3::types::PyTuple;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::cell::GilCell;
-use super::stream::Stream;
+use super::stream::{self, Stream};
 use super::timer::Timer;
 use super::unpanicked;
 use super::words;
@@ -248,6 +248,7 @@ impl Reactor {
             Ok(timeouts.getattr(name)?.extract::<Option<f64>>()?.unwrap_or(none))
         };
         let native = Arc::new(Timeouts {
+            handshake: seconds("handshake", f64::INFINITY)?,
             first_byte: seconds("first_byte", f64::INFINITY)?,
             idle: seconds("idle", f64::INFINITY)?,
             write: seconds("write", f64::INFINITY)?,
@@ -358,7 +359,7 @@ impl Reactor {
         let began = if again > 0 { monotonic() } else { started };
         for _ in 0..again {
             match me.with(py, |core| core.again.pop_front()) {
-                Some(Work::Call(callback)) => drop(callback.bind(py).call0()?),
+                Some(Work::Call(callback)) => stream::resume(callback.bind(py))?,
                 Some(Work::Resume(stream)) => Stream::resume(stream.bind(py))?,
                 Some(Work::Rested(stream)) => Stream::rested(stream.bind(py))?,
                 None => break,

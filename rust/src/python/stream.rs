@@ -11,7 +11,10 @@ use pyo3::types::PyString;
 use super::arrival::Arrival;
 use super::cell::GilCell;
 use super::dispatch::Plan;
+use super::greenlets;
+use super::incoming::Socket;
 use super::reactor::{Core, Reactor, Work};
+use super::taking::Taking;
 use super::words;
 use crate::engine::{Due, Effects, READ, Read, State, WRITE};
 use crate::engine::{Engine, Token};
@@ -19,11 +22,14 @@ use crate::engine::{Engine, Token};
 /// What a stream holds of Python, and what of it changes.
 #[derive(Default)]
 pub struct Own {
-    pub socket: Option<Py<PyAny>>,
+    /// What it stands on; nothing once that is closed and had no object.
+    pub socket: Option<Socket>,
     pub sink: Option<Py<PyAny>>,
     pub framing: Option<Py<PyAny>>,
     pub cause: Option<Py<PyAny>>,
     pub error: Option<Py<PyAny>>,
+    /// What has the keys, if it speaks TLS.
+    pub tls: Option<Py<PyAny>>,
     /// Whom to hand the messages to.
     pub plan: Option<Plan>,
     /// Whom to call once when something happens, in place of the sink.
@@ -31,9 +37,18 @@ pub struct Own {
     /// Whether that is for input: then it is wanted until the waiter is called.
     pub expecting: bool,
     /// The same, where there are several.
-    pub more_waiters: Vec<Py<PyAny>>,
+    #[allow(clippy::box_collection)] // hardly any stream has some, and each has the place
+    pub more_waiters: Option<Box<Vec<Py<PyAny>>>>,
     /// Whether whoever waits is called when the others had their turn.
     pub resting: bool,
+    /// What takes input in a coroutine, to be used again.
+    pub taking: Option<Py<Taking>>,
+}
+
+impl AsMut<Option<Socket>> for Own {
+    fn as_mut(&mut self) -> &mut Option<Socket> {
+        &mut self.socket
+    }
 }
 
 /// A stream socket owned by a native reactor; every method belongs to the reactor's thread.
@@ -60,6 +75,17 @@ pub struct Watch {
     pub waiting: bool,
     /// The connection's timeouts.
     pub timeouts: Py<PyAny>,
+}
+
+/// Let whoever waits go on: a task, a greenlet, or somebody who is called.
+pub fn resume(waiter: &Bound<'_, PyAny>) -> PyResult<()> {
+    if let Ok(arrival) = waiter.cast_exact::<Arrival>() {
+        Arrival::arrive(arrival)
+    } else if greenlets::is_greenlet(waiter) {
+        greenlets::switch(waiter)
+    } else {
+        waiter.call0().map(drop)
+    }
 }
 
 impl Stream {
@@ -109,8 +135,11 @@ impl Stream {
         match read {
             Read::Nothing => Ok(()),
             Read::Gone(effects) => Self::apply(slf, effects),
-            Read::Arrived => {
-                let told = Self::arrived(slf, direct, now);
+            Read::Arrived | Read::Sealed => {
+                let told = match read {
+                    Read::Sealed => Self::unseal(slf, direct, now),
+                    _ => Self::arrived(slf, direct, now),
+                };
                 let me = slf.get();
                 me.with(slf.py(), |core| core.engine.settle(me.token));
                 told
@@ -163,20 +192,41 @@ impl Stream {
         if self.own.with(py, |own| std::mem::take(&mut own.expecting)) {
             self.want_input(py, false)?;
         }
-        for waiter in more {
+        for waiter in more.into_iter().flat_map(|more| *more) {
             self.reactor().later(py, Work::Call(waiter));
         }
         if direct {
             self.reactor().name_current(py, Some(slf.clone().into_any().unbind()));
-            match first.bind(py).cast_exact::<Arrival>() {
-                Ok(arrival) => Arrival::arrive(arrival)?,
-                Err(_) => first.bind(py).call0().map(drop)?,
-            }
+            resume(first.bind(py))?;
         } else {
             // In a callback of its own: the caller must be through before somebody else goes on.
             self.reactor().later(py, Work::Call(first));
         }
         Ok(true)
+    }
+
+    /// Have the greenlet that runs now called when something came, and say which one to let go on meanwhile; none where
+    /// a wait takes more than that.
+    ///
+    /// It judges nothing: whoever gets none asks the link, which has the words for what has ended.
+    #[inline]
+    pub fn rest<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = slf.py();
+        // One that tells of everything has somebody who has to judge each wait, and at the end there is nothing to wait for.
+        if slf.get().engine(py, |stream| stream.telling || stream.input.ended) {
+            return Ok(None);
+        }
+        let Some((current, hub)) = greenlets::current_and_parent(py)? else { return Ok(None) };
+        Ok(Self::expect(slf, current.unbind())?.then_some(hub))
+    }
+
+    /// Something was thrown at the greenlet that runs now, while it rested.
+    #[cold]
+    pub fn roused(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match greenlets::current_and_parent(slf.py())? {
+            Some((current, _)) => slf.get().unpark(slf.py(), current),
+            None => Ok(()),
+        }
     }
 
     /// Tell what a call of the engine has brought about.
@@ -200,6 +250,12 @@ impl Stream {
         }
         if effects.near {
             me.tell(py, intern!(py, "near"))?;
+        }
+        if effects.sealing {
+            Self::seal(slf)?;
+        }
+        if effects.farewell {
+            Self::take_leave(slf)?;
         }
         if effects.drained {
             if me.own.with(py, |own| own.plan.is_some()) {
@@ -230,9 +286,12 @@ impl Stream {
     pub fn gone(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let me = slf.get();
-        let socket = me.own.with(py, |own| own.socket.as_ref().map(|socket| socket.clone_ref(py)));
+        let socket = me.own.with(py, |own| match &own.socket {
+            Some(Socket::Object(object)) => Some(Socket::Object(object.clone_ref(py))),
+            _ => own.socket.take(),
+        });
         if let Some(socket) = socket {
-            socket.bind(py).call_method0(intern!(py, "close"))?;
+            socket.close(py)?;
         }
         me.farewell(slf)
     }
@@ -240,12 +299,12 @@ impl Stream {
     pub fn farewell(&self, slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         self.wake(slf, false)?;
-        let (sink, cause, error, plan) = self.own.with(py, |own| {
+        let (sink, cause, error, plan, taking) = self.own.with(py, |own| {
             let error = own.error.as_ref().map(|error| error.clone_ref(py));
             let cause = own.cause.as_ref().map(|cause| cause.clone_ref(py));
-            (own.sink.take(), cause, error, own.plan.take())
+            (own.sink.take(), cause, error, own.plan.take(), own.taking.take())
         });
-        drop(plan);
+        drop((plan, taking));
         // Not before now: it may be all that keeps this object alive.
         let _us = self.reactor().let_go(py, self.token);
         let cause = cause.unwrap_or_else(|| intern!(py, "finished").clone().into_any().unbind());
@@ -278,6 +337,9 @@ impl Stream {
         }
         let error = words::OVERDUE.error(py, (due.name(), me.timeouts.clone_ref(py), me.peer.clone_ref(py)));
         let error = Some(error.into_value(py).into_any());
+        if due == Due::Handshake {
+            return Self::end_with(slf, intern!(py, "handshake").clone().into_any().unbind(), error, false);
+        }
         let cause = intern!(py, "timeout").clone().into_any().unbind();
         if due == Due::Write {
             return Self::end_with(slf, cause, error, true);
@@ -300,10 +362,16 @@ impl Stream {
     }
 
     pub fn failure_error(&self, py: Python<'_>) -> PyErr {
-        match self.own.with(py, |own| own.error.as_ref().map(|error| error.clone_ref(py))) {
-            Some(error) => PyErr::from_value(error.into_bound(py)),
-            None => words::CLOSED.error(py, (self.peer.clone_ref(py),)),
+        let (error, cause) = self.own.with(py, |own| {
+            let error = own.error.as_ref().map(|error| error.clone_ref(py));
+            (error, own.cause.as_ref().map(|cause| cause.clone_ref(py)))
+        });
+        if let Some(error) = error {
+            return PyErr::from_value(error.into_bound(py));
         }
+        let by_peer = cause.is_some_and(|cause| cause.bind(py).eq("peer closed").unwrap_or(false));
+        let word = if by_peer { &words::PEER_CLOSED } else { &words::CLOSED };
+        word.error(py, (self.peer.clone_ref(py),))
     }
 }
 

@@ -11,6 +11,7 @@ use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::type_object::PyTypeInfo;
 use pyo3::types::PyTuple;
 
@@ -18,6 +19,7 @@ use super::arrival::Arrival;
 use super::cell::GilCell;
 use super::stream::Stream;
 use super::{unpanicked, words};
+use crate::engine::State;
 
 /// What is awaited once it has begun.
 enum Stage {
@@ -52,29 +54,47 @@ impl<'py> Step<'py> {
     }
 }
 
-/// What is taken.
-enum Wanted {
+/// What is taken, unless a method is asked.
+#[derive(Clone, Copy)]
+enum Piece {
     /// A line within a limit.
     Line(usize),
     /// What is there, up to so many bytes.
     Some(isize),
-    /// What a method answers, given these.
-    Answer(Py<PyAny>, Option<Py<PyAny>>, Option<Py<PyAny>>),
+}
+
+/// A method that is asked, and what it is given.
+struct Asked {
+    take: Py<PyAny>,
+    first: Option<Py<PyAny>>,
+    second: Option<Py<PyAny>>,
 }
 
 /// A coroutine that takes something, and waits as its link does while that has not come.
-#[pyclass(frozen, freelist = 64, module = "longshore._native")]
+///
+/// A stream keeps one, to give it out again once nobody else has it: most are awaited where they are made.
+#[pyclass(frozen, module = "longshore._native")]
 pub struct Taking {
     stream: Py<Stream>,
     link: Py<PyAny>,
     timeout: Option<Py<PyAny>>,
-    wanted: Wanted,
+    asked: Option<Asked>,
+    piece: GilCell<Piece>,
     stage: GilCell<Stage>,
 }
 
 /// An awaitable with nothing to wait for; one serves all.
 #[pyclass(frozen, module = "longshore._native")]
 pub struct Done;
+
+impl Done {
+    /// The one that serves all.
+    #[inline]
+    pub fn shared(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+        static SHARED: PyOnceLock<Py<Done>> = PyOnceLock::new();
+        Ok(SHARED.get_or_try_init(py, || Py::new(py, Done))?.bind(py).clone().into_any())
+    }
+}
 
 #[longshore_shield::shielded]
 #[pymethods]
@@ -104,35 +124,115 @@ impl Stream {
         first: Option<Py<PyAny>>,
         second: Option<Py<PyAny>>,
     ) -> Taking {
-        Taking::new(slf, link, timeout, Wanted::Answer(take, first, second))
+        Taking::new(slf, link, timeout, Some(Asked { take, first, second }), Piece::Some(0))
     }
 
     /// As `taking` a line.
     fn taking_line(slf: Py<Self>, link: Py<PyAny>, timeout: Option<Py<PyAny>>, limit: usize) -> Taking {
-        Taking::new(slf, link, timeout, Wanted::Line(limit))
+        Taking::new(slf, link, timeout, None, Piece::Line(limit))
     }
 
     /// As `taking` what is there, up to `count` bytes.
     fn taking_some(slf: Py<Self>, link: Py<PyAny>, timeout: Option<Py<PyAny>>, count: isize) -> Taking {
-        Taking::new(slf, link, timeout, Wanted::Some(count))
+        Taking::new(slf, link, timeout, None, Piece::Some(count))
     }
 }
 
 impl Taking {
-    fn new(stream: Py<Stream>, link: Py<PyAny>, timeout: Option<Py<PyAny>>, wanted: Wanted) -> Self {
-        Taking { stream, link, timeout, wanted, stage: GilCell::new(Stage::Attempt) }
+    fn new(
+        stream: Py<Stream>,
+        link: Py<PyAny>,
+        timeout: Option<Py<PyAny>>,
+        asked: Option<Asked>,
+        piece: Piece,
+    ) -> Self {
+        Taking { stream, link, timeout, asked, piece: GilCell::new(piece), stage: GilCell::new(Stage::Attempt) }
+    }
+
+    /// A line, for the link that the stream's sink has; None where there is none any more.
+    #[inline]
+    pub fn line<'py>(stream: &Bound<'py, Stream>, limit: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
+        Self::of(stream, Piece::Line(limit))
+    }
+
+    /// What is there, likewise.
+    #[inline]
+    pub fn some<'py>(stream: &Bound<'py, Stream>, count: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
+        isize::try_from(count).map_or(Ok(None), |count| Self::of(stream, Piece::Some(count)))
     }
 
     #[inline]
-    fn attempt<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let stream = self.stream.get();
-        match &self.wanted {
-            Wanted::Line(limit) => stream.take_line(py, *limit),
-            Wanted::Some(count) => stream.take_some(py, *count),
-            Wanted::Answer(take, None, _) => take.bind(py).call0(),
-            Wanted::Answer(take, Some(first), None) => take.bind(py).call1((first,)),
-            Wanted::Answer(take, Some(first), Some(second)) => take.bind(py).call1((first, second)),
+    fn of<'py>(stream: &Bound<'py, Stream>, piece: Piece) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = stream.py();
+        let kept = stream
+            .get()
+            .own
+            .with(py, |own| own.taking.as_ref().filter(|kept| is_sole(kept)).map(|kept| kept.bind(py).clone()));
+        if let Some(kept) = kept
+            && kept.get().begin_anew(py, piece)
+        {
+            return Ok(Some(kept.into_any()));
         }
+        Self::fresh(stream, piece)
+    }
+
+    /// Whether it is nobody's any more, and so takes this from now on.
+    #[inline]
+    fn begin_anew(&self, py: Python<'_>, piece: Piece) -> bool {
+        let free = self.stage.with(py, |stage| match stage {
+            Stage::Over | Stage::Attempt => {
+                *stage = Stage::Attempt;
+                true
+            }
+            Stage::Expecting(_) | Stage::Waiting(_) => false,
+        });
+        if free {
+            self.piece.with(py, |now| *now = piece);
+        }
+        free
+    }
+
+    #[cold]
+    fn fresh<'py>(stream: &Bound<'py, Stream>, piece: Piece) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = stream.py();
+        let me = stream.get();
+        let Some(sink) = me.own.with(py, |own| own.sink.as_ref().map(|sink| sink.clone_ref(py))) else {
+            return Ok(None);
+        };
+        let link = sink.bind(py).getattr(intern!(py, "link"))?.unbind();
+        let taking = Bound::new(py, Taking::new(stream.clone().unbind(), link, None, None, piece))?;
+        // It has the stream, too: a stream that has ended lets go of it, and keeps none.
+        if me.state(py) == State::Open {
+            let kept = taking.clone().unbind();
+            let _before = me.own.with(py, |own| own.taking.replace(kept));
+        }
+        Ok(Some(taking.into_any()))
+    }
+
+    fn attempt<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        match &self.asked {
+            None => match self.piece.with(py, |piece| *piece) {
+                Piece::Line(limit) => self.stream.get().take_line(py, limit),
+                Piece::Some(count) => self.stream.get().take_some(py, count),
+            },
+            Some(Asked { take, first: None, .. }) => take.bind(py).call0(),
+            Some(Asked { take, first: Some(first), second: None }) => take.bind(py).call1((first,)),
+            Some(Asked { take, first: Some(first), second: Some(second) }) => take.bind(py).call1((first, second)),
+        }
+    }
+
+    /// What is there already, as nearly always; None where it takes a wait, or words, or a method.
+    #[inline]
+    fn at_once<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        if self.asked.is_some() || !self.stage.with(py, |stage| matches!(stage, Stage::Attempt)) {
+            return None;
+        }
+        let found = match self.piece.with(py, |piece| *piece) {
+            Piece::Line(limit) => self.stream.get().line_now(py, limit),
+            Piece::Some(count) => self.stream.get().some_now(py, usize::try_from(count).ok()?),
+        }?;
+        self.set(py, Stage::Over);
+        Some(found.into_any())
     }
 
     fn set(&self, py: Python<'_>, stage: Stage) {
@@ -294,8 +394,8 @@ impl Taking {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.stream)?;
         visit.call(&self.link)?;
-        if let Wanted::Answer(take, _, _) = &self.wanted {
-            visit.call(take)?;
+        if let Some(asked) = &self.asked {
+            visit.call(&asked.take)?;
         }
         self.stage
             .visit(|stage| match stage {
@@ -305,6 +405,13 @@ impl Taking {
             })
             .unwrap_or(Ok(()))
     }
+}
+
+/// Whether nobody but its owner has it.
+#[inline]
+fn is_sole(kept: &Py<Taking>) -> bool {
+    // SAFETY: it lives, and the caller is attached to the interpreter.
+    unsafe { ffi::Py_REFCNT(kept.as_ptr()) == 1 }
 }
 
 /// The exception that the arguments of `throw` stand for.
@@ -360,8 +467,11 @@ unsafe extern "C" fn send(
     // SAFETY: the interpreter lends both objects for the call.
     let (taking, sent) = unsafe { (Bound::from_borrowed_ptr(py, taking), Bound::from_borrowed_ptr(py, sent)) };
     let outcome = unpanicked(|| {
-        let taking = taking.cast::<Taking>()?;
-        taking.get().go_on(py, &sent)
+        let taking = taking.cast::<Taking>()?.get();
+        match taking.at_once(py) {
+            Some(piece) => Ok(Step::Return(piece)),
+            None => taking.go_on(py, &sent),
+        }
     });
     let (answer, kind) = match outcome {
         Ok(Step::Next(value)) => (value.into_ptr(), ffi::PySendResult::PYGEN_NEXT),

@@ -107,7 +107,7 @@ class Hosting:
         return self._subscribers.add(observer, *kinds)
 
     def emit(self, event: Event) -> None:
-        """Tell the subscribers; what nobody wants is logged if it is a warning, unless `handle_error` has shown it."""
+        """Tell the subscribers; a warning that nobody wants is logged, unless `handle_error` has shown it already."""
         if not isinstance(event, HandlerFailed) or self.wants(HandlerFailed):
             self._subscribers.emit(event)
 
@@ -224,6 +224,9 @@ class Hosting:
     def _tick(self, loop: PortableReactor, poll_interval: float) -> None:
         loop.call_later(poll_interval, self._tick, loop, poll_interval)
         self.server.service_actions()
+
+    #: Admission hands requests to `open`, never streams.
+    on_streams = False
 
     @property
     def reactor(self) -> PortableReactor:

@@ -22,15 +22,14 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from longshore.buffers import InputBuffer, PacketBuffer, closed, shut
-from longshore.errors import LongshoreError
+from longshore.buffers import InputBuffer, PacketBuffer, closed, peer_closed, shut
 from longshore.lifecycle import CONNECTION, Machine
 from longshore.limits import Brink, Watch, overdue
 from longshore.packets import Packets, send_packets
 from longshore.reactor.dispatch import Dispatch
 from longshore.reactor.taking import DONE, taking, taking_line, taking_some
 from longshore.reactor.waiters import Waiters
-from longshore.tls import Session, TLSError
+from longshore.tls import Session, TLSError, bound, hung_up, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,7 +83,7 @@ class Stream:
         self.watch = Watch(timeouts, reactor.now())
         self.tls = tls
         self.error: BaseException | None = None
-        self.received = self.sent = 0
+        self.received = self.sent = self._events = 0
         #: Whether anything came since our last write: then the peer is owed an answer.
         self.owing = False
         #: Whether writes may wait for the end of the callback that makes them.
@@ -100,20 +99,16 @@ class Stream:
         self.park, self.unpark = waiters.park, waiters.unpark
         self.expect, self.wake, self.rests = waiters.expect, waiters.wake, waiters.rests
         self.in_shares, self.sated, self.excuse = waiters.in_shares, waiters.sated, waiters.excuse
-        self._corked = self._deferred = False
-        self._machine = Machine(CONNECTION)
+        self._corked = self._deferred = self._hungry = self._held = self._write_ended = False
+        self._machine, self._brink, self._armed = Machine(CONNECTION), Brink(), math.inf
         self._plain, self._wire = bytearray(), bytearray()
         #: The lengths of the packets in `_wire`.
         self._lengths: deque[int] = deque()
-        self._events = 0
-        self._hungry = self._held = self._write_ended = False
-        self._brink = Brink()
         #: Whether TLS has been told that we send no more.
         self._farewell = False
         #: Bytes that came after our last one had left; infinite once the peer has ended its side, too.
         self._dropped: float = 0
         self._timer: Timer | None = None
-        self._armed = math.inf
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -158,6 +153,10 @@ class Stream:
         """One of `lifecycle.CONNECTION`."""
         return self._machine.state
 
+    def traffic(self) -> tuple[int, int, int]:
+        """Bytes received, sent, and written that the kernel has not taken."""
+        return self.received, self.sent, self.pending
+
     @property
     def pending(self) -> int:
         """Bytes written that the kernel has not taken."""
@@ -170,7 +169,7 @@ class Stream:
 
     def failure(self) -> BaseException:
         """The error for whoever uses a stream that has ended."""
-        return self.error or closed(self.peer)
+        return self.error or (peer_closed if self.cause == "peer closed" else closed)(self.peer)
 
     # -- messages --------------------------------------------------------------------------------------
 
@@ -254,21 +253,23 @@ class Stream:
         assert session is not None
         # The end of the stream is not fed: OpenSSL takes one without close_notify for an attack and refuses to send
         # from then on, but a peer that half-closed is still owed its replies.
-        if data:
-            session.feed(data)
+        ciphertext = data
         if not session.ready:
+            session.feed(data)
             self._handshake()
             if not session.ready:
                 if not data and self.state == "opening":
-                    self.fail("handshake", TLSError(f"{self.peer} closed the connection in the TLS handshake"))
+                    self.fail("handshake", hung_up(self.peer))
                 return
+            ciphertext = b""
         try:
-            plain, ended = session.decrypt()
+            plain, ended, owed = session.receive(ciphertext)
         except TLSError as error:
+            self._take_outgoing()
             self._send_wire()
             self.fail("error", error)
             return
-        self._take_outgoing()
+        self._wire += owed
         if plain or ended or not data:
             self._deliver(plain, ended=ended or not data)
 
@@ -354,12 +355,11 @@ class Stream:
             return
         if self._plain and self.tls is not None and self.tls.ready:
             try:
-                self.tls.encrypt(bytes(self._plain))
+                self._wire += self.tls.send(bytes(self._plain))
             except TLSError as error:
                 self.fail("error", error)
                 return
             self._plain.clear()
-            self._take_outgoing()
         self._send_wire()
 
     def shutdown_output(self) -> None:
@@ -484,7 +484,7 @@ class Stream:
         if self.state != "open":
             raise closed(self.peer)
         if self.tls is not None:
-            raise LongshoreError("a TLS connection cannot be detached: its keys stay with this object")
+            raise bound()
         self.flush()
         unread = self.input.take_all()
         self._release()
@@ -523,7 +523,7 @@ class Stream:
             # The alert that explains the refusal is in the outgoing buffer.
             self._take_outgoing()
             self._send_wire()
-            self.fail("handshake", type(error)(f"{self.peer}: {error}"))
+            self.fail("handshake", refused(self.peer, error))
             return
         self._take_outgoing()
         self._send_wire()

@@ -13,11 +13,10 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from longshore.buffers import LinesThere
 from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from longshore.reactor.stream import Stream
 
@@ -175,7 +174,3 @@ class Shares:
     def peek(self) -> Any:
         """As the input's, and a piece as well: whoever looks again and again lets others have their turn."""
         return self._take(self._stream.input.peek)
-
-    def lines(self, limit: int) -> Iterator[bytes]:
-        """As the input's."""
-        return LinesThere(self.take_line, limit)

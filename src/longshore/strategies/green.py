@@ -2,7 +2,8 @@
 
 A wait of a connection parks its greenlet and lets the reactor turn; the handler is plain blocking code and
 nothing is monkey-patched.  What is not ours to see (time.sleep, a lock, a database driver) blocks
-everybody, and the watchdog names it.  Greenlets park here, in Python code, never inside a native frame.
+everybody, and the watchdog names it.  Greenlets park here, in Python code; the one other place is native
+(`rust/src/python/shortcuts.rs`) and holds nothing but references while its greenlet rests.
 """
 
 from __future__ import annotations
@@ -165,25 +166,6 @@ class GreenLink(StreamLink):
     ended_for_drain = False
 
 
-class _SessionLink(GreenLink):
-    """A link that tells its session of what that has to know."""
-
-    def __init__(self, session: GreenSession) -> None:
-        super().__init__()
-        self._session = session
-
-    def opened(self) -> None:
-        super().opened()
-        self._session.link_opened()
-
-    def idled(self) -> None:
-        self._session.link_idled()
-
-    def closed(self, cause: str, error: BaseException | None) -> None:
-        super().closed(cause, error)
-        self._session.gone(cause, error)
-
-
 class Home(Protocol):
     """Where greenlets of sessions live: the strategy, or whoever stands for it."""
 
@@ -201,7 +183,7 @@ class GreenSession(StreamSession):
     """One connection and its greenlet."""
 
     def __init__(self, strategy: Home, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
-        link = _SessionLink(self)
+        link = GreenLink()
         if strategy.host.handler.takes_batches:
             link.share = LARGE_BATCH
         super().__init__(strategy.host, sock, peer, local, tls, link)
@@ -211,15 +193,16 @@ class GreenSession(StreamSession):
         self._greenlet: greenlet.greenlet | None = None
         self._handler: Any = None
 
-    def link_opened(self) -> None:
+    def opened(self) -> None:
         """Start the handler; a later handshake of its own (`start_tls`) starts nothing."""
+        super().opened()
         if not self.handler_running and self._greenlet is None:
-            self.opened(tls_version(self._link))
+            self.begun(tls_version(self._link))
             self.handler_running = True
             # In a turn of its own, so that accepting goes on before the handler does.
             self.host.reactor.again(self._start)
 
-    def link_idled(self) -> None:
+    def idled(self) -> None:
         """Call the hook; what it sends keeps the connection."""
         if self._handler is not None:
             self._handler.idle()
@@ -316,6 +299,8 @@ class GreenSession(StreamSession):
     def drain(self, deadline: float | None) -> None:
         """Call the hook; whoever waits and owes nothing sees the end of the stream."""
         self.stream.take_arrived()
+        # From now on each wait is judged here.
+        self.stream.telling = True
         self.connection.draining = True
         self._link.draining = True
         if self._handler is not None:
@@ -343,6 +328,7 @@ class GreenStrategy:
     """Runs blocking handlers and message handlers on greenlets."""
 
     name = "green"
+    on_streams = True
 
     def __init__(self, host: Host) -> None:
         self.host = host
