@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from longshore.addresses import format_peer
 from longshore.errors import LongshoreError
 from longshore.events import AcceptFailed, ConnectionRejected, LimitNear, LimitsAdjusted
-from longshore.limits import Gate
+from longshore.limits import Gate, Quiet
 from longshore.networks import Networks, packed, who_is
 from longshore.owners import credentials_of
-from longshore.policy import QUIET, Policy, Sparing
+from longshore.policy import Policy, Sparing
 from longshore.prologue import Prologue, Suspected
 from longshore.thrift import Thrift
 
@@ -60,8 +60,8 @@ class Admission:
         self._refusals = Sparing()
         self._thrift = Thrift(host, self.sessions, self._near)
         self._telling: Any = None
-        #: When `max_pending_bytes` may be told of again, if no connection comes near it before.
-        self._quiet_at = 0.0
+        #: Whether no connection has been near `max_pending_bytes` of late.
+        self._quiet = Quiet()
         self.accepted = 0
         self.rejected = 0
         #: Of those that are over: bytes both ways, and messages.
@@ -273,9 +273,7 @@ class Admission:
 
     def near_pending(self, count: int) -> None:
         """A connection has `count` bytes pending, nearly as many as it may.  From any thread."""
-        now = self._host.reactor.now()
-        was_quiet, self._quiet_at = now >= self._quiet_at, now + QUIET
-        if was_quiet:
+        if self._quiet.broken(self._host.reactor.now()):
             self._near("max_pending_bytes", count, self._host.limits.max_pending_bytes)
 
     # -- one connection ----------------------------------------------------------------------------------

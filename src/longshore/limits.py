@@ -16,19 +16,21 @@ if TYPE_CHECKING:
 
     from longshore.config import Timeouts
 
-__all__ = ("CALM", "NEAR", "Brink", "Gate", "Watch", "overdue")
+__all__ = ("CALM", "NEAR", "Brink", "Gate", "Quiet", "Watch", "overdue")
 
 #: A message is not judged by `min_rate` before it has had this long (seconds): a first packet says nothing of a rate.
 RATE_GRACE = 5.0
 #: The share of a limit at which it is told that it is near, and the one below which that may be told again: what
 #: wavers about the first is told once.
 NEAR, CALM = 0.8, 0.6
+#: Seconds without anybody near a limit that each has for himself, after which the next one is told of again.
+QUIET = 10.0
 
 
 class Gate:
     """An exact count of at most `maximum` (None: unbounded)."""
 
-    __slots__ = ("_near", "_warned", "count", "maximum", "name")
+    __slots__ = ("_brink", "_near", "count", "maximum", "name")
 
     #: Seconds after which it is worth to look again, if `hold` was refused though there is room.
     retry_in: float | None = None
@@ -38,7 +40,7 @@ class Gate:
         self.maximum = maximum
         self.count = 0
         self._near = near
-        self._warned = False
+        self._brink = Brink()
 
     @property
     def full(self) -> bool:
@@ -51,16 +53,16 @@ class Gate:
         if maximum is not None:
             if count >= maximum:
                 return False
-            if not self._warned and count + 1 >= NEAR * maximum:
-                self._warn(count + 1)
+            if not self._brink.told and count + 1 >= NEAR * maximum:
+                self._look(count + 1)
         self.count = count + 1
         return True
 
     def leave(self) -> None:
         """Give one place back."""
         self.count -= 1
-        if self._warned:
-            self._calm(self.count)
+        if self._brink.told:
+            self._look(self.count)
 
     def hold(self) -> bool:
         """Take a place in advance, where others could take it meanwhile; here it is enough that there is one."""
@@ -73,30 +75,42 @@ class Gate:
         """The system does not allow more than `maximum`."""
         self.maximum = maximum
 
-    def _warn(self, count: int) -> None:
-        if not self._warned and self.maximum is not None and count >= NEAR * self.maximum:
-            self._warned = True
-            if self._near is not None:
-                self._near(self.name, count, self.maximum)
-
-    def _calm(self, count: int) -> None:
-        if self.maximum is None or count < CALM * self.maximum:
-            self._warned = False
+    def _look(self, count: int) -> None:
+        """Tell of a count that is near the maximum."""
+        if self.maximum is None:
+            self._brink.told = False
+        elif self._brink.reached(count, self.maximum) and self._near is not None:
+            self._near(self.name, count, self.maximum)
 
 
 class Brink:
     """Says once that something is near its limit, and again only after it was far below."""
 
-    __slots__ = ("_told",)
+    __slots__ = ("told",)
 
     def __init__(self) -> None:
-        self._told = False
+        #: Whether that was said, and has been so since.
+        self.told = False
 
     def reached(self, value: int, maximum: int) -> bool:
         """Whether `value` is near `maximum`, and that was not said before."""
-        told = self._told
-        self._told = value >= (CALM if told else NEAR) * maximum
-        return self._told and not told
+        told = self.told
+        self.told = value >= (CALM if told else NEAR) * maximum
+        return self.told and not told
+
+
+class Quiet:
+    """Says once that something which comes and goes has begun, and again only after it has not been for a while."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def broken(self, now: float) -> bool:
+        """It is so at `now` (seconds): whether it has not been for `QUIET`."""
+        was_quiet, self._until = now >= self._until, now + QUIET
+        return was_quiet
 
 
 class Watch:

@@ -388,7 +388,7 @@ def _adopt(sock: socket.socket, address: Address | None) -> Listener:
     if hasattr(sock, "do_handshake"):
         raise ConfigError(
             f"{what}: a socket wrapped in TLS would do its handshakes while accepting, one after the other",
-            hint="Pass the plain socket, and your context as tls=TLS(context=...).",
+            hint=f'Pass the plain one as "fd://{sock.fileno()}?tls=1", and your context as tls=TLS(context=...).',
         )
     scheme = _SCHEMES.get((sock.family, _type(sock)))
     if scheme is None:

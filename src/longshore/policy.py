@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from longshore.limits import CALM, NEAR
+from longshore.limits import CALM, NEAR, Quiet
 from longshore.networks import Networks, key_of
 
 if TYPE_CHECKING:
@@ -24,14 +24,12 @@ if TYPE_CHECKING:
     from longshore.config import Limits
     from longshore.networks import Who
 
-__all__ = ("QUIET", "PeerGate", "Policy", "Rates", "Sparing")
+__all__ = ("PeerGate", "Policy", "Rates", "Sparing")
 
 #: Peers whose rate is known at once; beyond them the one that was seen longest ago is forgotten.
 PEERS = 65_536
 #: Entries that are looked at for being over, each time that a new peer comes: two, so that the table shrinks.
 SWEEP = 2
-#: Seconds without anybody near a limit of single peers, after which the next one is told of again.
-QUIET = 10.0
 
 
 class PeerGate:
@@ -144,7 +142,7 @@ class Rates:
     Each bucket is the time at which it will be full again, so one that is full is one that need not be kept.
     """
 
-    __slots__ = ("_calm_at", "_full_at", "_near", "name", "rate")
+    __slots__ = ("_full_at", "_near", "_quiet", "name", "rate")
 
     def __init__(self, name: str, rate: float | None, near: Callable[[str, int, int], None] | None = None) -> None:
         self.name = name
@@ -152,7 +150,7 @@ class Rates:
         #: In the order in which they were last seen.
         self._full_at: OrderedDict[Who, float] = OrderedDict()
         self._near = near
-        self._calm_at = 0.0
+        self._quiet = Quiet()
 
     def take(self, key: Who, now: float) -> bool:
         """Take one token of this peer at `now` (seconds); False if its bucket is empty."""
@@ -169,10 +167,8 @@ class Rates:
         if full_at > now:
             table[key] = full_at
         self._forget(now)
-        if size > 1 and used >= NEAR * size:
-            if now >= self._calm_at and self._near is not None:
-                self._near(self.name, int(min(used, size)), int(size))
-            self._calm_at = now + QUIET
+        if size > 1 and used >= NEAR * size and self._quiet.broken(now) and self._near is not None:
+            self._near(self.name, int(min(used, size)), int(size))
         return allowed
 
     def _forget(self, now: float) -> None:

@@ -30,7 +30,8 @@ class Targets:
     """Addresses, ready-made sockets and bound listeners, in the order given.
 
     Raises:
-        ConfigError: there are none, a URL is no good, the handler cannot serve one, or TLS has no certificate.
+        ConfigError: there are none, a URL is no good, the handler cannot serve one, or TLS has no certificate, or the
+            certificate no address.
     """
 
     def __init__(
@@ -58,6 +59,12 @@ class Targets:
 
             self.certificates = Certificates(tls or TLS())
             self.tls_context = self.certificates.context
+        elif tls is not None:
+            # Whoever gives a certificate must not serve in clear without knowing.
+            raise ConfigError(
+                "tls= is given, and no address of this server speaks TLS",
+                hint='Write tls://host:port, or ?tls=1 behind another URL ("unix:///path?tls=1", "fd://3?tls=1").',
+            )
 
     @property
     def descriptors(self) -> set[int]:

@@ -84,6 +84,29 @@ def test_hup_loads_the_certificate_anew(serving, app):
             assert answers(client)
 
 
+def test_a_certificate_that_is_gone_from_the_configuration_is_kept_and_told_of(serving, app):
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(app / "server.pem"))
+    (app / "longshore.toml").write_text("[tls]\ncertfile = 'server.pem'\n")
+    with serving("echo.py", "--bind", "tls://127.0.0.1:0", cwd=app) as server:
+        (app / "longshore.toml").write_text("[limits]\nmax_connections = 1\n")
+        os.kill(server.pid, signal.SIGHUP)
+        assert "reloading" in server.line()
+        assert "everything goes on as before: tls is gone from the configuration" in server.line()
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_leave_the_log_as_it_was(serving, app):
+    with serving("echo.py", *ONE, *WORKERS[1], cwd=app) as server:
+        (app / "longshore.toml").write_text("[serve]\nlog_format = 'json'\n")
+        (app / "echo.py").write_text("raise RuntimeError('not today')\n")
+        os.kill(server.pid, signal.SIGHUP)
+        told = []
+        while not told or "the reload failed" not in told[-1]:
+            told.append(server.line())
+        assert not any(line.startswith("{") for line in told)
+
+
 @pytest.mark.parametrize("workers", WORKERS, ids=["one process", "workers"])
 def test_the_log_goes_to_a_file_that_usr1_opens_anew(serving, run, app, workers):
     (app / "failing.py").write_text("def failing(connection):\n    raise ValueError(connection.recv(10))\n")

@@ -457,6 +457,24 @@ def test_a_new_local_has_nothing_of_one_that_was_at_its_place_in_memory(longshor
         assert client.recv_until_closed() == b"clean"
 
 
+def test_a_socket_is_not_waited_for_whose_server_ends_before_it_is_asked_for_it(longshore_server, monkeypatch):
+    def handler(message, connection):
+        return message
+
+    server = longshore_server(handler, strategy="reactor", framing=Lines())
+    with Client(server.url) as client:
+        assert client.request(b"hello") == b"hello"
+        (connection,) = server.connections
+
+        def end_instead(*_posted):
+            monkeypatch.undo()
+            server.stop()
+
+        monkeypatch.setattr(server.reactor, "post", end_instead)
+        with pytest.raises(ClosedError):
+            connection.detach()
+
+
 @pytest.mark.parametrize("strategy", BLOCKING)
 def test_without_any_time_to_wait_a_connection_has_what_is_there_or_says_so(longshore_server, notes, strategy):
     def handler(connection):

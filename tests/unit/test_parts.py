@@ -25,6 +25,10 @@ def echo(message, connection):
         (lambda: Server(echo, ANYWHERE, framing=Lines(), timeouts=5), r"timeouts=5: must be Timeouts\(...\)"),
         (lambda: Server(echo, ANYWHERE, framing=Lines(), proxy="10.0.0.1"), r"must be Proxy\(...\)"),
         (lambda: Server(echo, "tls://127.0.0.1:0", framing=Lines(), tls="a.pem"), r"tls='a.pem': must be TLS\(...\)"),
+        (
+            lambda: Server(echo, ANYWHERE, framing=Lines(), tls=TLS("a.pem")),
+            "tls= is given, and no address .* speaks TLS",
+        ),
         (lambda: connect("tls://127.0.0.1:1", tls="a.pem"), r"tls='a.pem': must be TLS\(...\)"),
         (lambda: Server(echo, ANYWHERE, framing=Lines()).every(0, print), r"every\(0, ...\)"),
         (lambda: Server(echo, ANYWHERE, framing=Lines()).reconfigure(limits=5), r"limits=5: must be Limits\(...\)"),

@@ -21,7 +21,7 @@ from longshore.events import ServerAnnounced, ServerDraining, ServerStarted, Ser
 from longshore.settings import Config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from longshore.cli.options import ServeArguments
     from longshore.events import Event
@@ -62,8 +62,13 @@ def serve(arguments: ServeArguments) -> int:
 
         def reload() -> None:
             now = Config.load(arguments.config, arguments=arguments.values)
-            with printer.adopting(now):
+            settle = printer.prepare(now)
+            try:
                 _reconfigure(server, config, now)
+            except BaseException:
+                settle(False)
+                raise
+            settle(True)
 
         serve_until_signalled(server, interrupt=not handover, reload=reload)
     return 0
@@ -89,7 +94,12 @@ def _reconfigure(server: Server, before: Config, now: Config) -> None:
             f"{', '.join(changed)} cannot change in a process that serves",
             hint="Start it anew; with --workers or --pid-file a reload changes everything, the code too.",
         )
-    server.reconfigure(limits=now.limits, timeouts=now.timeouts, tls=now.tls if server.tls else None)
+    if (now.tls is None) is not (server.tls is None):
+        raise ConfigError(
+            f"tls is {'gone from' if now.tls is None else 'new in'} the configuration, and the addresses are as before",
+            hint="Whether an address speaks TLS cannot change in a process that serves; start it anew.",
+        )
+    server.reconfigure(limits=now.limits, timeouts=now.timeouts, tls=now.tls)
 
 
 def _addresses(config: Config) -> tuple[str, ...]:
@@ -149,8 +159,8 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
                 server.subscribe(_Printer(config, announces=False))
                 yield server
 
-        with printer.adopting(config):
-            return Plan(_addresses(config), workers, config.timeouts.drain, build)
+        addresses = _addresses(config)
+        return Plan(addresses, workers, config.timeouts.drain, build, printer.prepare(config))
 
     # What every worker needs is imported once, before they are forked.
     import longshore.observers.logs
@@ -179,27 +189,27 @@ class _Printer:
         self._lock = threading.Lock()
         self._announces = announces
         self._early: list[Event] | None = []
-        with self.adopting(config):
-            pass
+        self.prepare(config)(True)
 
-    @contextlib.contextmanager
-    def adopting(self, config: Config) -> Iterator[None]:
-        """Log as `config` says once the block has been left without an error.
+    def prepare(self, config: Config) -> Callable[[bool], None]:
+        """Be ready to log as `config` says: to be told, once, whether that is so from now on, or never will be.
 
         Raises:
-            ConfigError: the log file cannot be written; the block is not entered, and everything is as before.
+            ConfigError: the log file cannot be written; everything is as before.
         """
         file = _log_file(config)
-        try:
-            yield
-        except BaseException:
-            if file is not None:
-                file.close()
-            raise
-        with self._lock:
-            self._config = config
-            self._observer = None if file is None else _observer(config, file)
-            self._rank = _RANKS[config.log_level.upper()]
+
+        def settle(proven: bool) -> None:
+            if not proven:
+                if file is not None:
+                    file.close()
+                return
+            with self._lock:
+                self._config = config
+                self._observer = None if file is None else _observer(config, file)
+                self._rank = _RANKS[config.log_level.upper()]
+
+        return settle
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, ServerAnnounced):

@@ -304,21 +304,29 @@ class StreamLink:
             ClosedError: the connection has ended.
             LongshoreError: it speaks TLS.
         """
-        if self.stream.state == "closed":
-            # Its reactor may have ended, too, and would take no post.
-            raise closed(self.stream.peer)
         outcome: list[Any] = []
+        taking_out = threading.Lock()
 
         def take_out() -> None:
-            try:
-                outcome.append(self.stream.detach())
-            except Exception as error:
-                outcome.append(error)
+            # Whoever finds the stream closed is to find the socket as well, if that is why.
+            with taking_out:
+                try:
+                    outcome.append(self.stream.detach())
+                except Exception as error:
+                    outcome.append(error)
             self._wake()
 
-        self._on_reactor(take_out)
-        while not outcome:
-            self._pause(None, "detaching", lambda: outcome)
+        def over() -> bool:
+            with taking_out:
+                if not outcome and self.stream.state == "closed":
+                    # Its reactor may have ended, too, and would take no post, or never come to it.
+                    outcome.append(closed(self.stream.peer))
+                return bool(outcome)
+
+        if self.stream.reactor.on_thread or not over():
+            self._on_reactor(take_out)
+        while not over():
+            self._pause(None, "detaching", over)
         if isinstance(outcome[0], Exception):
             raise outcome[0]
         sock, unread = outcome[0]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from longshore.reactor.stream import Stream
 
-__all__ = ("Dispatch", "Receiver")
+__all__ = ("LARGE_BATCH", "Dispatch", "Receiver")
 
 #: Messages that one connection may have handled before the others get their turn.
 BATCH = 64

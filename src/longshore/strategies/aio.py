@@ -23,6 +23,7 @@ from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
 from longshore.handlers import settled
 from longshore.links.tasks import AsyncLink, Embedding, embed
+from longshore.reactor.dispatch import LARGE_BATCH
 from longshore.strategies.streams import StreamSession, tls_version
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ("AsyncStrategy",)
 
-#: Messages that a handler which takes batches gets at once.
-BATCH = 256
 #: Seconds that tasks and threads get to end once the loop is over.
 GRACE = 1.0
 
@@ -69,7 +68,7 @@ class _AsyncSession(StreamSession):
         host = strategy.host
         link = _ServedLink()
         if host.handler.takes_batches:
-            link.share = BATCH
+            link.share = LARGE_BATCH
         super().__init__(host, sock, peer, local, tls, link)
         self._strategy = strategy
         self._task: asyncio.Task[None] | None = None
@@ -156,7 +155,7 @@ class _AsyncSession(StreamSession):
     async def _handle_batch(self, session: MessageHandler, first: Any) -> None:
         batch = [first]
         fault: LongshoreError | None = None
-        while len(batch) < BATCH:
+        while len(batch) < LARGE_BATCH:
             try:
                 message = self.link.input.take_message()
             except PeerClosed:

@@ -19,6 +19,7 @@ from longshore.errors import LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
 from longshore.links.streams import SHARE, StreamLink
+from longshore.reactor.dispatch import LARGE_BATCH
 from longshore.strategies.classes import run_class
 from longshore.strategies.streams import StreamSession, tls_version
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from longshore.strategies import Host, Session
 
 __all__ = ("GreenLink", "GreenSession", "GreenStrategy", "Home", "Parking", "parking")
-
-#: Messages that a handler which takes batches gets at once.
-BATCH = 256
 
 
 class _Parked(greenlet.greenlet):
@@ -187,7 +185,7 @@ class GreenSession(StreamSession):
     def __init__(self, strategy: Home, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
         link = GreenLink()
         if strategy.host.handler.takes_batches:
-            link.share = BATCH
+            link.share = LARGE_BATCH
         super().__init__(strategy.host, sock, peer, local, tls, link)
         self._link = link
         self._parking = strategy.parking
@@ -287,7 +285,7 @@ class GreenSession(StreamSession):
 
     def _more_messages(self) -> Iterator[Any]:
         """What has arrived beside the first message of a batch."""
-        for _ in range(BATCH - 1):
+        for _ in range(LARGE_BATCH - 1):
             try:
                 message = self._link.input.take_message()
             except LongshoreError:

@@ -18,6 +18,7 @@ from longshore.framing import NEED_MORE
 from longshore.handlers import MessageHandler
 from longshore.limits import overdue
 from longshore.links.streams import StreamLink
+from longshore.reactor.dispatch import LARGE_BATCH
 from longshore.strategies import Session
 from longshore.strategies.blocking import BlockingSession
 from longshore.strategies.crew import Crew
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ("Refused", "ThreadsStrategy", "guarded_call", "handle_datagram")
 
-#: Messages that a handler which takes batches gets at once.
-BATCH = 256
 #: Jobs of those who always have another one whose end the reactor sees to in one turn.
 SETTLED = 32
 #: Datagrams that may wait for each thread of the pool.
@@ -234,7 +233,7 @@ class _PooledSession(StreamSession):
         """The messages that may be handled now: one, or a batch for a handler that takes batches."""
         stream = self.stream
         found: list[Any] = []
-        wanted = BATCH if self.host.handler.takes_batches else 1
+        wanted = LARGE_BATCH if self.host.handler.takes_batches else 1
         if stream.state != "open":
             return found
         if self._link.pending > stream.limits.max_pending_bytes:

@@ -220,14 +220,14 @@ class SharedGate(Gate):
             return False
         self._accepts[self._slot] += 1
         if self.maximum is not None:
-            self._warn(self.total)
+            self._look(self.total)
         return True
 
     def leave(self) -> None:
         """Give one place back, and wake who waits for one."""
         self._give()
-        if self._warned:
-            self._calm(self.total)
+        if self._brink.told:
+            self._look(self.total)
 
     # -- the cells -------------------------------------------------------------------------------------------
 

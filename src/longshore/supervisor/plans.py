@@ -33,6 +33,8 @@ class Plan:
     build: Callable[[Sequence[Listener], int, int], AbstractContextManager[Any]]
     """Makes the server for these sockets, and what it needs; called once in a worker's life, in the worker, with its
     place (from 0 on) and how many there are."""
+    settle: Callable[[bool], object] = bool
+    """Told once, in the supervisor, whether this is what is served from now on, or never will be."""
 
 
 @dataclass(frozen=True, slots=True)

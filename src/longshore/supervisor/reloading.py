@@ -49,6 +49,7 @@ class Reload:
         # Before anything is read: whoever has asked waits for this, and for the end that always follows.
         supervisor.emit(Reloading(generation=supervisor.generation + 1))
         before = Before(supervisor.plan, supervisor.wanted, supervisor.listeners, supervisor.identity, time.monotonic())
+        plan = None
         try:
             plan = self._load()
             supervisor.identity = Identity.of(plan.workers.user, plan.workers.group)
@@ -56,6 +57,8 @@ class Reload:
             supervisor.listeners = supervisor.anchorage.bind(plan.targets)
         except Exception as error:
             supervisor.identity = before.identity
+            if plan is not None:
+                plan.settle(False)
             self.why_not = words(error)
             supervisor.emit(ReloadFailed(reason=self.why_not))
             return False
@@ -75,6 +78,7 @@ class Reload:
         before, self._before = self._before, None
         assert before is not None
         supervisor = self._supervisor
+        supervisor.plan.settle(False)
         supervisor.plan, supervisor.wanted = before.plan, before.wanted
         supervisor.listeners, supervisor.identity = before.listeners, before.identity
         supervisor.anchorage.keep(before.plan.targets)
@@ -98,6 +102,7 @@ class Reload:
         if self._before is not None:
             self._closing_since, self._before = self._before.since, None
             self._supervisor.anchorage.keep(self._supervisor.plan.targets)
+            self._supervisor.plan.settle(True)
 
     def announce(self) -> None:
         """Tell of it once the old workers accept no more: whoever connects from now on meets the new ones."""
@@ -111,4 +116,6 @@ class Reload:
 
     def abandon(self) -> None:
         """The server ends before it is over."""
+        if self._before is not None:
+            self._supervisor.plan.settle(False)
         self._before, self._closing_since = None, 0.0

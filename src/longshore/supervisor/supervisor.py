@@ -103,6 +103,7 @@ class Supervisor:
 
     def __init__(self, load: Callable[[], Plan], control: Control | None = None, broker: Source | None = None) -> None:
         self.plan = load()
+        self.plan.settle(True)
         self.wanted = self.plan.workers.count
         self._subscribers = Subscribers()
         self.emit: Callable[[Event], None] = self._subscribers.emit
