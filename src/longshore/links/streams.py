@@ -35,10 +35,13 @@ class StreamLink:
         self.input: InputBuffer = None  # type: ignore[assignment]
         #: Who takes output that needs no waiting.
         self.output: Output = self.stream
-        self._on_closed = on_closed
-        self._posted = 0
-        self._open = False
+        if on_closed is not None:
+            self._on_closed = on_closed
 
+    # What most links never change is the class's, as each of them costs memory as long as its connection.
+    _on_closed: Callable[[str, BaseException | None], object] | None = None
+    _posted = 0
+    _open = False
     #: The `strategies.Session` that is told of handshakes and of what is pending; a client has none.
     session: Any = None
     #: The share of those whose handlers take turns on one thread; None: they do not.

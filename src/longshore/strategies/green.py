@@ -169,20 +169,18 @@ class GreenLink(StreamLink):
 class _SessionLink(GreenLink):
     """A link that tells its session of what that has to know."""
 
-    def __init__(self, session: GreenSession) -> None:
-        super().__init__()
-        self._session = session
+    session: GreenSession
 
     def opened(self) -> None:
         super().opened()
-        self._session.link_opened()
+        self.session.link_opened()
 
     def idled(self) -> None:
-        self._session.link_idled()
+        self.session.link_idled()
 
     def closed(self, cause: str, error: BaseException | None) -> None:
         super().closed(cause, error)
-        self._session.gone(cause, error)
+        self.session.gone(cause, error)
 
 
 class Home(Protocol):
@@ -194,28 +192,28 @@ class Home(Protocol):
     def parking(self) -> Parking:
         """Where the handlers' greenlets wait."""
 
-    #: The sessions whose handler has not returned.
+    #: The sessions that were cut, and whose handler has not returned.
     running: set[GreenSession]
 
 
 class GreenSession(StreamSession):
     """One connection and its greenlet."""
 
-    def __init__(self, strategy: Home, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
-        link = _SessionLink(self)
-        if strategy.host.handler.takes_batches:
+    link: _SessionLink
+    _greenlet: greenlet.greenlet | None = None
+    _handler: Any = None
+
+    def __init__(self, home: Home, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
+        link = _SessionLink()
+        if home.host.handler.takes_batches:
             link.share = BATCH
-        super().__init__(strategy.host, sock, peer, local, tls, link)
-        self._link = link
-        self._parking = strategy.parking
-        self._running = strategy.running
-        self._greenlet: greenlet.greenlet | None = None
-        self._handler: Any = None
+        super().__init__(home.host, sock, peer, local, tls, link)
+        self._home = home
 
     def link_opened(self) -> None:
         """Start the handler; a later handshake of its own (`start_tls`) starts nothing."""
         if not self.handler_running and self._greenlet is None:
-            self.opened(tls_version(self._link))
+            self.opened(tls_version(self.link))
             self.handler_running = True
             # In a turn of its own, so that accepting goes on before the handler does.
             self.host.reactor.again(self._start)
@@ -227,11 +225,11 @@ class GreenSession(StreamSession):
 
     def _start(self) -> None:
         self.host.reactor.current = self
-        self._greenlet = self._parking.spawn(self._run, context=self.host.context())
+        # A plain function: the call of a method would be one more frame on the stack that is copied.
+        self._home.parking.spawn(GreenSession._run, self, context=self.host.context())
 
     def _run(self) -> None:
         self._greenlet = greenlet.getcurrent()
-        self._running.add(self)
         cause: str = "finished"
         error: BaseException | None = None
         try:
@@ -245,14 +243,14 @@ class GreenSession(StreamSession):
             except greenlet.GreenletExit:
                 cause = "cut"
             else:
-                if cause == "finished" and self._link.ended_for_drain:
+                if cause == "finished" and self.link.ended_for_drain:
                     cause = "drained"
         finally:
             if runs.touched:
                 runs.over()
             # A peer that is owed nothing when the server drains is not sending, so there is nothing to wait for.
             self.stream.close(cause, error, linger=self.is_owed or not self.connection.draining)
-            self._running.discard(self)
+            self._home.running.discard(self)
             self.handler_returned()
 
     def _call(self) -> str:
@@ -305,7 +303,7 @@ class GreenSession(StreamSession):
         """What has arrived beside the first message of a batch."""
         for _ in range(BATCH - 1):
             try:
-                message = self._link.input.take_message()
+                message = self.link.input.take_message()
             except LongshoreError:
                 # The next receive() says the same again, once what came before it is handled.
                 return
@@ -320,19 +318,21 @@ class GreenSession(StreamSession):
         # From now on each wait is judged here.
         self.stream.telling = True
         self.connection.draining = True
-        self._link.draining = True
+        self.link.draining = True
         if self._handler is not None:
             self._handler.draining(deadline)
         if self.stream.state == "opening":
             self.stream.close("drained")
         elif self.stream.watch.waiting and not self.stream.owing and not self.stream.input.unread:
-            self._link.end_for_drain()
-            self._link.arrived()
+            self.link.end_for_drain()
+            self.link.arrived()
 
     def cut(self) -> None:
         """Close the connection, and throw into what does not wait for it."""
         self.stream.close("cut", self.stopping(), linger=bool(self.stream.pending))
-        self._link.arrived()
+        self.link.arrived()
+        if self.handler_running:
+            self._home.running.add(self)
         if self.handler_running and self._greenlet is not None and not self._greenlet.dead:
             self.host.reactor.call_later(0.05, self._throw)
 

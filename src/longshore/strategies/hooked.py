@@ -206,7 +206,7 @@ class GreenRequest(GreenSession):
     def link_opened(self) -> None:
         """Count it; the hooks start the handler."""
         if not self.is_open:
-            self.opened(tls_version(self._link))
+            self.opened(tls_version(self.link))
 
     def handshake(self) -> None:
         """Return once the TLS handshake is over.
@@ -214,7 +214,7 @@ class GreenRequest(GreenSession):
         Raises:
             LongshoreError, OSError: it failed, or took too long.
         """
-        self._link.wait_open()
+        self.link.wait_open()
 
     def settle(self) -> None:
         """The hooks are through; the stream knows by itself whether it is closed."""
