@@ -33,7 +33,7 @@ pub struct Own {
     /// Whether that is for input: then it is wanted until the waiter is called.
     pub expecting: bool,
     /// The same, where there are several.
-    pub more_waiters: Vec<Py<PyAny>>,
+    pub more_waiters: Box<[Py<PyAny>]>,
     /// Whether whoever waits is called when the others had their turn.
     pub resting: bool,
     /// What takes input in a coroutine, to be used again.

@@ -203,7 +203,9 @@ impl Stream {
             if own.waiter.is_none() {
                 own.waiter = Some(waiter);
             } else {
-                own.more_waiters.push(waiter);
+                let mut more = std::mem::take(&mut own.more_waiters).into_vec();
+                more.push(waiter);
+                own.more_waiters = more.into();
             }
         });
         Ok(())
