@@ -11,6 +11,7 @@ from typing import Any, final
 from typing_extensions import disjoint_base
 
 from longshore.config import Limits, Timeouts
+from longshore.tls import Session
 
 __all__ = [
     "Accepting",
@@ -19,6 +20,7 @@ __all__ = [
     "Datagrams",
     "Done",
     "Framing",
+    "Incoming",
     "Ledger",
     "Lines",
     "Origin",
@@ -33,9 +35,12 @@ __all__ = [
 class Accepting:
     """What takes the connections of one listening socket, by one call of the system each."""
 
-    def __new__(cls, listener: Socket) -> Accepting: ...
-    def accept(self) -> tuple[Socket, Any]:
-        """The next connection, in non-blocking mode, and its peer's address; errors are the system's own."""
+    def __new__(cls, listener: Socket, *, bare: bool = False) -> Accepting: ...
+    def accept(self) -> tuple[Any, Any]:
+        """The next connection, in non-blocking mode, and its peer's address; errors are the system's own.
+
+        A `bare` one is an `Incoming`, which knows that address itself: it comes with None.
+        """
 
 @final
 class Arrival:
@@ -50,6 +55,25 @@ class Arrival:
     def done(self) -> bool: ...
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Let the task go on, now."""
+
+@final
+class Incoming:
+    """A connection that was accepted and has no socket object: `Stream` takes it as one, and makes that when asked.
+
+    It owns the descriptor until somebody takes it.
+    """
+
+    @property
+    def peer(self) -> str:
+        """The peer's address, as `addresses.format_peer` has it."""
+    @property
+    def address(self) -> Any:
+        """The peer's address, as accept(2) gives it."""
+    def fileno(self) -> int: ...
+    def send(self, data: bytes) -> int: ...
+    def close(self) -> None: ...
+    def detach(self) -> Socket:
+        """The socket object, non-blocking, which owns the connection from now on."""
 
 @final
 class Origin:
@@ -111,15 +135,16 @@ class Framing:
 
 @final
 class Ledger:
-    """The ledger of lent locks, on shared memory; as `longshore.shared.ledger.Ledger`."""
+    """The words of what is lent, on shared memory; as `longshore.shared.ledger.Ledger`."""
 
     def __new__(cls, memory: Any) -> Ledger: ...
+    def close(self) -> None: ...
     def next_fence(self) -> int: ...
-    def lend(self, slot: int, client: int, holder: int) -> None: ...
+    def lend(self, slot: int, client: int, state: int) -> None: ...
     def take_back(self, slot: int) -> int: ...
-    def holder(self, slot: int) -> int: ...
+    def state(self, slot: int) -> int: ...
     def take(self, slot: int, client: int, holder: int, socket: int) -> int: ...
-    def give(self, slot: int, client: int, holder: int, socket: int) -> int: ...
+    def step(self, slot: int, client: int, before: int, after: int, socket: int) -> int: ...
 
 @final
 class Lines:
@@ -272,7 +297,15 @@ class Stream:
     """A stream socket owned by a native reactor; it is its own `input`."""
 
     def __new__(
-        cls, reactor: Reactor, sock: Socket, peer: str, sink: Any, limits: Limits, timeouts: Timeouts, framing: Any
+        cls,
+        reactor: Reactor,
+        sock: Socket | Incoming,
+        peer: str,
+        sink: Any,
+        limits: Limits,
+        timeouts: Timeouts,
+        framing: Any,
+        tls: Session | None = None,
     ) -> Any: ...
 
     # As `longshore.reactor.stream.Stream`.
@@ -287,7 +320,7 @@ class Stream:
     @property
     def input(self) -> Stream: ...
     @property
-    def tls(self) -> None: ...
+    def tls(self) -> Session | None: ...
     @property
     def state(self) -> str: ...
     @property
@@ -300,6 +333,7 @@ class Stream:
     def sent(self) -> int: ...
     @property
     def pending(self) -> int: ...
+    def traffic(self) -> tuple[int, int, int]: ...
     @property
     def messages(self) -> int: ...
     @property
@@ -318,7 +352,7 @@ class Stream:
     def telling(self, telling: bool) -> None: ...
     def failure(self) -> BaseException: ...
     def start(self) -> None: ...
-    def start_tls(self, session: Any) -> None: ...
+    def start_tls(self, session: Session) -> None: ...
     def want_input(self, hungry: bool) -> None: ...
     def hold(self, held: bool) -> None: ...
     def park(self, waiter: Callable[[], object]) -> None: ...

@@ -87,18 +87,25 @@ class Admission:
         # Only a bound that users set is worth a warning, so `inline`, whose bound is its nature, gives none.
         named = _BOUNDS.get(strategy_name)
         self._handlers = Gate(named or strategy_name, None, self._near if named else None)
+        #: Whether the strategy may have a bound at all.
+        self._bounded = True
 
     # -- begin and end -----------------------------------------------------------------------------------
 
     def open(self, listeners: list[Listener], strategy: Strategy, tls_context: Any) -> None:
         """Accept on all listening sockets from now on."""
         self._strategy = strategy
+        self._bounded = not strategy.on_streams
         self.tls_context = tls_context
         self._fit_descriptors()
         self._handlers.maximum = strategy.capacity(self._host.limits)
         self._thrift.begin()
         self._accepting = True
-        self._doors = [_Door(self, self._host, listener) for listener in listeners]
+        # Options, users and proxies' headers are a socket object's.
+        bare = self._proxy is None and strategy.on_streams
+        self._doors = [
+            _Door(self, self._host, item, bare=bare and item.hands_down and item.family != _UNIX) for item in listeners
+        ]
 
     def share(
         self,
@@ -140,7 +147,9 @@ class Admission:
             door.acceptor.close()
         self._accepting = False
         successor, self._successor = self._successor, None
-        if successor is not None:
+        if successor is not None and successor.prologue is not None:
+            successor.prologue.cut()
+        elif successor is not None:
             self._release(successor, self._places.name)
 
     def reconfigure(self, limits: Limits) -> None:
@@ -187,9 +196,10 @@ class Admission:
             session.cut()
 
     def destroy(self) -> None:
-        """Close the sockets of what did not end."""
-        for session in tuple(self.sessions):
-            session.destroy()
+        """Close the sockets of what did not end, each of them, whatever another one raises."""
+        with contextlib.ExitStack() as steps:
+            for session in tuple(self.sessions):
+                steps.callback(session.destroy)
 
     # -- places ------------------------------------------------------------------------------------------
 
@@ -204,13 +214,19 @@ class Admission:
 
     def leave(self, session: Session) -> bool:
         """A session is over; False if it had never come in."""
-        if session not in self.sessions:
+        try:
+            self.sessions.remove(session)
+        except KeyError:
+            if self._successor is not None and self._successor.prologue is session:
+                self._successor = None
+                self._room()
             return False
-        self.sessions.discard(session)
         received, sent, _unsent = session.traffic()
         self.received += received
         self.sent += sent
-        self.messages += 0 if session.connection is None else session.connection.messages
+        connection = session.connection
+        if connection is not None:
+            self.messages += connection.messages
         self._places.leave()
         if session.who is not None:
             self.policy.leave(session.who)
@@ -264,18 +280,18 @@ class Admission:
 
     # -- one connection ----------------------------------------------------------------------------------
 
-    def may_accept(self, acceptor: Acceptor, *, knocking: bool) -> bool:
+    def may_accept(self, door: _Door, knocking: bool) -> bool:
         """Whether one more connection may be accepted now; `knocking` says that one waits for sure."""
         if not self._accepting:
             return False
-        if not self._handlers.full and self._places.hold():
+        if (not self._bounded or self._handlers.hold()) and self._places.hold():
             return True
         self._stalled = True
         reactor, overflow = self._host.reactor, self._host.limits.overflow
         if not (self._places.full or self._handlers.full):
             # There is room, and another process is to have it.
             if knocking and self._places.retry_in is not None:
-                reactor.call_later(self._places.retry_in, self._look_again, acceptor)
+                reactor.call_later(self._places.retry_in, self._look_again, door.acceptor)
             return False
         if overflow == "reject":
             return True
@@ -284,7 +300,7 @@ class Admission:
         # Who it is shows only once it is accepted, and nobody is evicted for somebody who may not come.
         if self._idlest() is not None:
             return True
-        reactor.call_later(EVICT_AGAIN, self._look_again, acceptor)
+        reactor.call_later(EVICT_AGAIN, self._look_again, door.acceptor)
         return False
 
     def settle(self) -> None:
@@ -305,17 +321,20 @@ class Admission:
                 found = since, session
         return None if found is None else found[1]
 
-    def admit(self, listener: Listener, sock: socket.socket, address: Any) -> None:
-        """Take an accepted connection, or turn it away."""
+    def admit(self, listener: Listener, sock: Any, address: Any) -> None:
+        """Take an accepted connection, or turn it away; one that comes without its address knows it."""
         family = listener.family
-        peer = format_peer(family, address)
+        peer = sock.peer if address is None else format_peer(family, address)
         # A Unix peer's user is written nowhere, so whoever asks later could not learn it.
         who = _who(family, sock, address) if self._asks or family == _UNIX else None
         if not (self._asks or listener.is_tls or self._thrift.full) and self._take_places() is None:
             self.accepted += 1
             if not listener.hands_down:
                 _set_options(sock, listener)
-            self._begin(self._strategy.open(sock, peer, listener.url, None), who)
+            session = self._strategy.open(sock, peer, listener.url, None)
+            session.who = who
+            self.sessions.add(session)
+            session.begin()
             return
         newcomer = _Newcomer(listener, sock, peer, who)
         # A trusted proxy is not judged, its clients are, each when it is known.
@@ -342,19 +361,28 @@ class Admission:
             idle = self._idlest() if self._may_evict else None
             if idle is None:
                 self._release(newcomer, limit)
+                return
+            self._successor = newcomer
+            if newcomer.trusted:
+                # Whom it brings may not be let in, so nobody goes before that one is known.
+                newcomer.prologue = self._prologue(newcomer)
+                newcomer.prologue.begin()
             else:
-                self._successor = newcomer
                 idle.evict()
             return
         self.accepted += 1
         listener, sock = newcomer.listener, newcomer.sock
         if not listener.hands_down:
             _set_options(sock, listener)
-        if self._proxy is None:
+        if newcomer.prologue is not None:
+            newcomer.prologue.has_place = True
+            self.sessions.add(newcomer.prologue)
+        elif self._proxy is None or newcomer.introduction is not None:
             self._open(newcomer)
         elif newcomer.trusted:
-            introduce = functools.partial(self.introduced, listener)
-            self._begin(Prologue(self._host, sock, newcomer.peer, listener.url, self._proxy, introduce), None)
+            prologue = self._prologue(newcomer)
+            prologue.has_place = True
+            self._begin(prologue, None)
         else:
             newcomer.sock = Suspected.over(sock, newcomer.peer)
             self._open(newcomer)
@@ -363,21 +391,36 @@ class Admission:
     def _may_evict(self) -> bool:
         return self._accepting and self._successor is None and self._host.limits.overflow == "evict-idle"
 
+    def _prologue(self, newcomer: _Newcomer) -> Prologue:
+        assert self._proxy is not None
+        listener, introduce = newcomer.listener, functools.partial(self.introduced, newcomer.listener)
+        return Prologue(self._host, newcomer.sock, newcomer.peer, listener.url, self._proxy, introduce)
+
     def introduced(self, listener: Listener, prologue: Prologue, sock: socket.socket, header: Header) -> None:
         """A proxy has said whose connection it is: let that one in, or turn it away."""
-        self.sessions.discard(prologue)
+        if prologue.has_place:
+            self.sessions.discard(prologue)
+        else:
+            self._successor = None
         newcomer = _Newcomer(listener, sock, prologue.peer, None)
+        newcomer.introduction = header, prologue.peer
         if header.family is not None:
             newcomer.peer = format_peer(header.family, header.source)
             newcomer.who = None if header.family == _UNIX else packed(header.source[0])
             limit = self._judge(newcomer)
             if limit is not None:
-                self._leave_places()
                 self._turn_away(newcomer, limit)
+                if prologue.has_place:
+                    self._leave_places()
+                else:
+                    self._room()
                 return
-        self._open(newcomer, (header, prologue.peer))
+        if prologue.has_place:
+            self._open(newcomer)
+        else:
+            self._welcome(newcomer)
 
-    def _open(self, newcomer: _Newcomer, introduction: Any = None) -> None:
+    def _open(self, newcomer: _Newcomer) -> None:
         """Begin a session of somebody who has its places."""
         listener, sock, peer = newcomer.listener, newcomer.sock, newcomer.peer
         if listener.is_tls and not self.take_handshake():
@@ -386,8 +429,8 @@ class Admission:
             return
         session = self._strategy.open(sock, peer, listener.url, self.tls_context if listener.is_tls else None)
         session.handshaking = listener.is_tls
-        if introduction is not None and session.connection is not None:
-            session.introduce(*introduction)
+        if newcomer.introduction is not None and session.connection is not None:
+            session.introduce(*newcomer.introduction)
         self._begin(session, newcomer.who)
 
     def _begin(self, session: Session, who: Who) -> None:
@@ -399,7 +442,7 @@ class Admission:
         """Take the places that any connection needs; the name of the limit if one is missing."""
         if not self._places.enter():
             return self._places.name
-        if not self._handlers.enter():
+        if self._bounded and not self._handlers.enter():
             self._places.leave()
             return self._handlers.name
         return None
@@ -461,7 +504,7 @@ class Admission:
 class _Newcomer:
     """Somebody who was accepted and is not in yet."""
 
-    __slots__ = ("listener", "peer", "sock", "trusted", "who")
+    __slots__ = ("introduction", "listener", "peer", "prologue", "sock", "trusted", "who")
 
     def __init__(self, listener: Listener, sock: Any, peer: str, who: Who) -> None:
         self.listener = listener
@@ -470,25 +513,22 @@ class _Newcomer:
         self.who = who
         #: Whether it is a proxy, which only brings somebody.
         self.trusted = False
+        #: What reads that proxy's header while there is no place for it yet.
+        self.prologue: Prologue | None = None
+        #: What a proxy has said of it, and that proxy's address.
+        self.introduction: tuple[Header, str] | None = None
 
 
 class _Door:
     """One listening socket and its acceptor."""
 
-    def __init__(self, admission: Admission, host: Host, listener: Listener) -> None:
-        self._admission = admission
+    def __init__(self, admission: Admission, host: Host, listener: Listener, *, bare: bool) -> None:
         self._host = host
         self._listener = listener
-        self.acceptor = host.reactor.accept(listener.socket, self, listener.accept, burst=listener.burst)
-
-    def may_accept(self, *, knocking: bool) -> bool:
-        return self._admission.may_accept(self.acceptor, knocking=knocking)
-
-    def settled(self) -> None:
-        self._admission.settle()
-
-    def accepted(self, sock: socket.socket, address: Any) -> None:
-        self._admission.admit(self._listener, sock, address)
+        self.may_accept = functools.partial(admission.may_accept, self)
+        self.accepted = functools.partial(admission.admit, listener)
+        self.settled = admission.settle
+        self.acceptor = host.reactor.accept(listener.socket, self, listener.accept, burst=listener.burst, bare=bare)
 
     def accept_failed(self, error: OSError, retry_in: float) -> None:
         self._host.emit(AcceptFailed(local=self._listener.url, error=error, retry_in=retry_in))
@@ -497,7 +537,7 @@ class _Door:
 def _who(family: int, sock: Any, address: Any) -> Who:
     """Who the peer is, as `networks` has it."""
     if family in (socket.AF_INET, socket.AF_INET6):
-        return packed(address[0])
+        return packed((sock.address if address is None else address)[0])
     if family != _UNIX:
         return None
     told = credentials_of(getattr(sock, "request", sock))

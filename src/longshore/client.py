@@ -417,11 +417,16 @@ async def _open_connection(
         sock.close()
         raise
 
+    shared = _Shared.of(loop)
+
     class ClientLink(_LeavingEarly, AsyncLink):
         """A client's link in an asyncio loop."""
 
-    shared = _Shared.of(loop)
-    link = ClientLink(shared.leave)
+        def closed(self, cause: str, error: BaseException | None) -> None:
+            super().closed(cause, error)
+            shared.leave(cause, error)
+
+    link = ClientLink()
     stream = _stream(shared.reactor, link, sock, peer, address, framing, session)
     try:
         stream.start()

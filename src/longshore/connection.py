@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import threading
 from typing import TYPE_CHECKING, Any
 
 from longshore.buffers import octets
-from longshore.errors import ConfigError, PeerClosed
+from longshore.errors import ConfigError, PeerClosed, WouldBlock
 from longshore.files import make_file
 from longshore.framing import NEED_MORE
 from longshore.shortcuts import shortened
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ("AsyncConnection", "Connection")
 
 _ids = itertools.count(1)
+#: Held while one is given.
+_numbering = threading.Lock()
 
 
 class _Named:
@@ -47,15 +50,14 @@ class _Named:
     proxied: Any = None
     #: Whether the server has asked its handlers to finish.
     draining: bool = False
+    _id = 0
     _messages = 0
     _timeout: float | None = None
     #: What is written inside of `corked`.
     _cork: bytearray | None = None
 
-    def __init__(self, link: Any, *, peer: str, local: str, server: Any = None, timeout: float | None = None) -> None:
+    def __init__(self, link: Any, peer: str, local: str, server: Any = None, timeout: float | None = None) -> None:
         self._link: Link = link
-        #: A number that no other connection of this process has.
-        self.id: int = next(_ids)
         #: The peer's address as text.
         self.peer: str = peer
         #: Our own address as text.
@@ -71,6 +73,18 @@ class _Named:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.local} with {self.peer}>"
+
+    @property
+    def id(self) -> int:
+        """A number that no other connection of this process has; given when it is first asked for."""
+        with _numbering:
+            if not self._id:
+                self._id = next(_ids)
+        return self._id
+
+    @id.setter
+    def id(self, number: int) -> None:
+        self._id = number
 
     @property
     def state(self) -> dict[Any, Any]:
@@ -169,7 +183,13 @@ class _Named:
         return self._link.detach()
 
     def shutdown(self, how: int) -> None:
-        """End one or both sides (`socket.SHUT_RD`, `SHUT_WR`, `SHUT_RDWR`), after what is pending."""
+        """End one or both sides (`socket.SHUT_RD`, `SHUT_WR`, `SHUT_RDWR`), after what is pending.
+
+        Raises:
+            ValueError: `how` is none of them.
+        """
+        if how not in (0, 1, 2):
+            raise ValueError(f"shutdown({how!r}): must be SHUT_RD, SHUT_WR or SHUT_RDWR of the socket module")
         if how in (1, 2):
             if self._cork:
                 self._uncork()
@@ -199,6 +219,8 @@ class _Named:
 
     def settimeout(self, timeout: float | None) -> None:
         """Seconds that each wait of this connection may take; None: no deadline of its own.
+
+        With 0 a blocking connection waits for nothing: as with a socket, what would take time is a `BlockingIOError`.
 
         Raises:
             ValueError: it is less than none.
@@ -232,9 +254,14 @@ class Connection(_Named):
 
     def _wait_and_take(self, attempt: Callable[..., Any], *args: Any) -> Any:
         """Go on after a first attempt that found too little; whoever is called often makes that one himself."""
-        piece = NEED_MORE
+        piece, link = NEED_MORE, self._link
+        source = link.input
         while piece is NEED_MORE:
-            self._link.wait_input(self._timeout)
+            link.wait_input(self._timeout)
+            if link.input is not source:
+                # Somebody else has begun TLS, or a framing of his own, and the stream is another one now.
+                source = link.input
+                attempt = getattr(source, attempt.__name__)
             piece = attempt(*args)
         return piece
 
@@ -483,6 +510,18 @@ class AsyncConnection(_Named):
         server_side = self.server is not None
         context = layer.server_context(_required(tls)) if server_side else layer.client_context(tls)
         await link.tls_started(context, server_side=server_side, hostname=hostname, timeout=self._timeout)
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
+        """There is no file over an async connection, as the methods of a file wait.
+
+        Raises:
+            WouldBlock: always.
+        """
+        raise WouldBlock(
+            f"makefile() over the connection to {self.peer} would block the loop: the methods of a file wait",
+            hint="Await readline(), read_exactly() and sendall(); or give a blocking handler, "
+            'with strategy="green" or "threads", its file.',
+        )
 
     async def __aenter__(self) -> AsyncConnection:
         return self

@@ -7,7 +7,7 @@ handlers for nobody: strategies do.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -171,14 +171,19 @@ class Handler:
             self.target((data, peer.socket_for_handler()), address, server)
             return
         session = self._datagram_session(peer, address, server)
-        batch = _messages_in(data, peer.framing)
         if self.takes_batches:
-            _send_all(peer, session.messages(batch))
+            batch, fault = _all_in(data, peer.framing)
+            if batch:
+                _send_all(peer, session.messages(batch))
+            if fault is not None:
+                raise fault
             return
-        for message in batch:
+        for message in _messages_in(data, peer.framing):
             reply = session.message(message)
             if reply is not None:
                 peer.send(reply)
+            if peer.session is not session:
+                return
 
     def call_datagrams(self, batch: list[bytes], peer: Any, address: Any, server: Any) -> None:
         """Run a handler that takes batches for all datagrams that have come from `peer`."""
@@ -194,14 +199,19 @@ class Handler:
         if session is None:
             session = peer.session = self.session_for(peer, server, address)
             await settled(session.connected())
-        batch = _messages_in(data, peer.framing)
         if self.takes_batches:
-            _send_all(peer, await settled(session.messages(batch)))
+            batch, fault = _all_in(data, peer.framing)
+            if batch:
+                _send_all(peer, await settled(session.messages(batch)))
+            if fault is not None:
+                raise fault
             return
-        for message in batch:
+        for message in _messages_in(data, peer.framing):
             reply = await settled(session.message(message))
             if reply is not None:
                 peer.send(reply)
+            if peer.session is not session:
+                return
 
     def _datagram_session(self, peer: Any, address: Any, server: Any) -> MessageHandler:
         if peer.session is None:
@@ -223,32 +233,40 @@ def _send_all(peer: Any, replies: Iterable[Any] | None) -> None:
 
 
 def _readable(data: bytes, peer: Any) -> list[Any]:
-    """The messages in one datagram; none, and it is told, if it is malformed."""
+    """The messages in one datagram; if it is malformed, that is told, and those before."""
+    batch, fault = _all_in(data, peer.framing)
+    if fault is not None:
+        peer.failed(fault, len(data))
+    return batch
+
+
+def _all_in(data: bytes, framing: Framing | None) -> tuple[list[Any], FramingError | None]:
+    """The messages in one datagram at once, and what is wrong behind them."""
+    found: list[Any] = []
     try:
-        return _messages_in(data, peer.framing)
+        found.extend(_messages_in(data, framing))
     except FramingError as error:
-        peer.failed(error, len(data))
-        return []
+        return found, error
+    return found, None
 
 
-def _messages_in(data: bytes, framing: Framing | None) -> list[Any]:
-    """The messages in one datagram: itself, or what the framing finds in it.
+def _messages_in(data: bytes, framing: Framing | None) -> Iterator[Any]:
+    """The messages in one datagram: itself, or what the framing finds in it, one after the other.
 
     Raises:
-        FramingError: it is malformed, or something is left over.
+        FramingError: it is malformed, or something is left over, behind the messages before.
     """
     if framing is None:
-        return [data]
+        yield data
+        return
     decoder = framing.decoder()
     decoder.feed(data)
-    found = []
     while (message := decoder.next_message()) is not NEED_MORE:
-        found.append(message)
+        yield message
     decoder.end()
     rest = decoder.rest()
     if rest:
         raise IncompleteMessage(f"{len(rest)} bytes are left over behind the messages of a datagram")
-    return found
 
 
 def stream(function: Callable[..., Any]) -> Handler:

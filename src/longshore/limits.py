@@ -51,7 +51,8 @@ class Gate:
         if maximum is not None:
             if count >= maximum:
                 return False
-            self._warn(count + 1)
+            if not self._warned and count + 1 >= NEAR * maximum:
+                self._warn(count + 1)
         self.count = count + 1
         return True
 

@@ -30,8 +30,8 @@ PACKET = 65_536
 
 
 def are_packets(sock: socket.socket) -> bool:
-    """Whether each read and each write of `sock` is a message of its own."""
-    return bool(_type_of(sock) != socket.SOCK_STREAM)
+    """Whether each read and each write of `sock` is a message of its own; what has no socket object yet is a stream."""
+    return isinstance(sock, socket.SocketType) and bool(_type_of(sock) != socket.SOCK_STREAM)
 
 
 def family_of(sock: socket.socket) -> int:

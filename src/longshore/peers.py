@@ -145,6 +145,8 @@ class Peer:
     def close(self) -> None:
         """Forget the peer's session; its next datagram starts another."""
         self._service.forget(self.client_address)
+        # Nothing is delivered after this, what is left of a datagram included.
+        self.session = None
 
     def handled(self) -> None:
         """The strategy is through with a datagram that it has taken; from any thread."""
@@ -377,17 +379,29 @@ class DatagramService:
     def _known(self, address: Any, info: Any) -> Peer:
         """The peer with the session of this address."""
         now = self.host.reactor.now()
-        peer = self._sessions.get(address)
-        if peer is None:
-            if len(self._sessions) >= self.host.limits.max_connections:
-                idle = (known for known, other in self._sessions.items() if not other.busy)
-                self.forget(next(idle, next(iter(self._sessions))))
+        try:
+            self._sessions.move_to_end(address)
+            peer = self._sessions[address]
+        except KeyError:
+            self._make_room()
             peer = self._sessions[address] = Peer(self, address, info)
-        self._sessions.move_to_end(address)
         peer.arrived(info, now)
         if self._expiry is None:
             self._expiry = self.host.reactor.call_later(SESSION_IDLE, self._expire)
         return peer
+
+    def _make_room(self) -> None:
+        """End the session that was idle for the longest, or the oldest if all are busy, where there is none left.
+
+        A handler ends its own on a thread of its own, maybe just now: then we look again.
+        """
+        while len(self._sessions) >= self.host.limits.max_connections:
+            try:
+                oldest = next(iter(self._sessions))
+                address = next((known for known, peer in self._sessions.items() if not peer.busy), oldest)
+            except (RuntimeError, StopIteration):
+                continue
+            self.forget(address)
 
     def _expire(self) -> None:
         self._expiry = None

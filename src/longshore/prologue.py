@@ -48,7 +48,10 @@ class Suspected(socket.socket):
 
 
 class Prologue(Session):
-    """A connection of which nothing is known yet but its proxy; it holds its place meanwhile."""
+    """A connection of which nothing is known yet but its proxy."""
+
+    #: Whether it holds its place meanwhile, or waits for one that another has to leave.
+    has_place = False
 
     def __init__(
         self,
@@ -116,7 +119,8 @@ class Prologue(Session):
         self._release()
         with contextlib.suppress(OSError):
             self._socket.close()
-        self.host.handler_freed()
+        if self.has_place:
+            self.host.handler_freed()
         self.gone(cause, error)
 
     def drain(self, deadline: float | None) -> None:

@@ -568,8 +568,7 @@ class Server:
             if self._watchdog is not None:
                 steps.callback(self._watchdog.stop)
             steps.callback(self._exit_lifespan)
-            for session in tuple(self._admission.sessions):
-                steps.callback(session.destroy)
+            steps.callback(self._admission.destroy)
             if self.status != "stopping":
                 # An exception left the loop: cut what is open, so that nothing outlives it.
                 self._machine.to("stopping")

@@ -64,9 +64,9 @@ def serve(
     supervised = workers != 1 or metrics is not None or control is not None
     if isinstance(shared, str) or (supervised and shared is None and "longshore.shared" in sys.modules):
         # Before the first worker, which finds it in its environment, as its successor after a reload does.
-        from longshore.shared import join
+        from longshore.shared.joining import join_for
 
-        shared = join(shared)
+        shared = join_for(_becoming(workers), shared)
     options["shared"] = shared
     if supervised:
         return _serve_with_workers(handler, addresses, workers, pool, options, (metrics, control))
@@ -74,6 +74,14 @@ def serve(
         server = Server(handler, *addresses, pool=made, **options)
         server.subscribe(_announce)
         return serve_until_signalled(server)
+
+
+def _becoming(workers: Any) -> tuple[int, int] | None:
+    """The user and group that workers become, by number; None if they stay who they are."""
+    from longshore.supervisor.privileges import Identity
+
+    identity = Identity.of(getattr(workers, "user", None), getattr(workers, "group", None))
+    return None if identity is None else identity.numbers
 
 
 @contextlib.contextmanager

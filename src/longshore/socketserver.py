@@ -143,9 +143,9 @@ class BaseServer(standard.BaseServer):
         self.server_close()
         return self._longshore.report
 
-    def subscribe(self, observer: Callable[[Event], object]) -> Callable[[], None]:
-        """Call `observer(event)` for every event of `longshore.events`; returns how to stop that."""
-        return self._longshore.subscribe(observer)
+    def subscribe(self, observer: Callable[[Event], object], *kinds: type[Event]) -> Callable[[], None]:
+        """Call `observer(event)` for every event of `longshore.events` (of `kinds`); returns how to stop that."""
+        return self._longshore.subscribe(observer, *kinds)
 
 
 class TCPServer(BaseServer, standard.TCPServer):

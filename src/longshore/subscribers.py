@@ -44,11 +44,6 @@ class Subscribers:
         self._kinds = frozenset(kind for _, kinds in observers for kind in kinds)
         self._all = any(not kinds for _, kinds in observers)
 
-    @property
-    def anybody(self) -> bool:
-        """Whether there is an observer."""
-        return bool(self._observers)
-
     def wants(self, kind: type[Event]) -> bool:
         """Whether somebody would hear of an event of this kind: one that is frequent need not be made else."""
         return self._all or kind in self._kinds
@@ -75,8 +70,11 @@ def log_failure(event: Event) -> None:
     """Log one line if `event` is a warning or an error, with the traceback if a handler failed."""
     if event.level not in ("WARNING", "ERROR"):
         return
-    import logging
-
+    try:
+        import logging
+    except OSError:
+        # Without a descriptor it cannot be read, and whoever has failed for want of one goes on.
+        return
     logger = logging.getLogger("longshore")
     fields = event.as_dict()
     name = fields.pop("event")

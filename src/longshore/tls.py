@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from longshore.errors import AddressError, ConfigError, PeerError
+from longshore.errors import AddressError, ConfigError, LongshoreError, PeerError
 
 if TYPE_CHECKING:
     import ssl
 
     from longshore.config import TLS
 
-__all__ = ("Session", "TLSError", "client_context", "describe", "server_context")
+__all__ = ("Session", "TLSError", "bound", "client_context", "describe", "hung_up", "refused", "server_context")
+
+#: Bytes that a TLS record has at most (RFC 8446, 5.1).
+RECORD = 16_384
 
 
 class TLSError(PeerError, ConnectionError):
@@ -90,8 +93,26 @@ def describe(error: BaseException) -> str:
     return str(reason).lower().replace("_", " ")
 
 
+def refused(peer: str, error: TLSError) -> TLSError:
+    """The error for a handshake with `peer` that failed by `error`."""
+    return type(error)(f"{peer}: {error}")
+
+
+def hung_up(peer: str) -> TLSError:
+    """The error for a peer that went away in the handshake."""
+    return TLSError(f"{peer} closed the connection in the TLS handshake")
+
+
+def bound() -> LongshoreError:
+    """The error for whoever wants the socket of a connection that speaks TLS."""
+    return LongshoreError("a TLS connection cannot be detached: its keys stay with this object")
+
+
 class Session:
     """One TLS connection over memory buffers.
+
+    Where OpenSSL calls something an error of the system, `ssl` raises what `errno` happens to say (since Python 3.13),
+    which over memory means nothing: a session that has failed may say `BlockingIOError`.  So every `OSError` is TLS's.
 
     `outgoing()` has what must be sent after any call; the owner sends it.
     """
@@ -130,51 +151,57 @@ class Session:
             self.object.do_handshake()
         except ssl.SSLWantReadError:
             return False
-        except (ssl.SSLError, ssl.CertificateError) as error:
+        except (OSError, ssl.CertificateError) as error:
             raise TLSError(f"TLS handshake failed: {describe(error)}") from error
         self.ready = True
         return True
 
-    def decrypt(self) -> tuple[bytes, bool]:
-        """All plaintext that is there, and whether the peer has ended its side.
+    def receive(self, ciphertext: bytes) -> tuple[bytes, bool, bytes]:
+        """What `ciphertext` says, whether the peer has ended its side, and what TLS itself has to answer.
 
         Raises:
             TLSError: the peer broke the protocol.
         """
         import ssl
 
+        self._in.write(ciphertext)
         parts: list[bytes] = []
-        while True:
-            try:
-                data = self.object.read(65536)
-            except ssl.SSLWantReadError:
-                return b"".join(parts), False
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                return b"".join(parts), True
-            except ssl.SSLError as error:
-                raise TLSError(f"TLS failed: {describe(error)}") from error
-            if not data:
-                return b"".join(parts), True
-            parts.append(data)
+        ended = False
+        try:
+            # What tells of an end, or that there is no more, is an exception, so that is asked only where it may be.
+            while self._in.pending or not parts or self.object.pending():
+                data = self.object.read(RECORD)
+                if not data:
+                    ended = True
+                    break
+                parts.append(data)
+        except ssl.SSLWantReadError:
+            pass
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            ended = True
+        except OSError as error:
+            raise TLSError(f"TLS failed: {describe(error)}") from error
+        return parts[0] if len(parts) == 1 else b"".join(parts), ended, self._out.read() if self._out.pending else b""
 
-    def encrypt(self, plaintext: bytes) -> None:
-        """Encrypt `plaintext` towards `outgoing()`."""
-        import ssl
+    def send(self, plaintext: bytes) -> bytes:
+        """The ciphertext of `plaintext`.
 
-        view = memoryview(plaintext)
-        while view:
-            try:
-                view = view[self.object.write(view) :]
-            except ssl.SSLError as error:
-                raise TLSError(f"TLS failed: {describe(error)}") from error
+        Raises:
+            TLSError: the peer broke the protocol.
+        """
+        try:
+            done = self.object.write(plaintext)
+            while done < len(plaintext):
+                done += self.object.write(memoryview(plaintext)[done:])
+        except OSError as error:
+            raise TLSError(f"TLS failed: {describe(error)}") from error
+        return self._out.read()
 
     def end(self) -> None:
         """Say that we send no more (close_notify)."""
-        import ssl
-
         try:
             self.object.unwrap()
-        except ssl.SSLError:
+        except OSError:
             # The peer's own close_notify is not there yet; ours is on its way, and that is all we owe.
             pass
 

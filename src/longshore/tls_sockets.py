@@ -231,11 +231,11 @@ class TLSSocket(ssl.SSLSocket):
     def _decrypt(self) -> None:
         """Decrypt all that was fed; the caller holds `_stepping`."""
         try:
-            plain, ended = self._tls.decrypt()
+            plain, ended, owed = self._tls.receive(b"")
         except TLSError as error:
-            raise self._named(error) from error.__cause__
-        finally:
             self._wire += self._tls.outgoing()
+            raise self._named(error) from error.__cause__
+        self._wire += owed
         self._plain += plain
         self._ended = self._ended or ended
 
@@ -351,10 +351,9 @@ class TLSSocket(ssl.SSLSocket):
             if self._notified:
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
             try:
-                self._tls.encrypt(data)
+                self._wire += self._tls.send(data)
             except TLSError as error:
                 raise self._named(error) from error.__cause__
-            self._wire += self._tls.outgoing()
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         """As `socket.socket.sendall`.

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
-COMMAND = [sys.executable, "-m", "longshore"]
-
-
-def _environment(**variables: str) -> dict[str, str]:
-    """This environment without any of Longshore's own variables or Python's, plus `variables`."""
-    # PYTHONUNBUFFERED for one would have nothing left to flush at the end, where a full disk shows.
-    dropped = ("LONGSHORE_", "COV_", "PYTHON")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    return kept | {"PYTHONPATH": str(SOURCE), "PYTHONWARNINGS": "error", "TERM": "dumb"} | variables
+import running
+from running import COMMAND
 
 
 def _run(*arguments: str, cwd: Any = None, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
     """Run the command to its end."""
     return subprocess.run(
-        [*COMMAND, *arguments], cwd=cwd, input=stdin, capture_output=True, timeout=15, env=_environment(**variables)
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        timeout=15,
+        env=running.environment(**variables),
     )
 
 
@@ -36,7 +30,7 @@ class _Serving:
         self._process = subprocess.Popen(
             [*COMMAND, "serve", *arguments],
             cwd=cwd,
-            env=_environment(**variables),
+            env=running.environment(**variables),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -93,7 +87,7 @@ def serving():
 @pytest.fixture
 def environment():
     """The environment of such a command."""
-    return _environment
+    return running.environment
 
 
 @pytest.fixture

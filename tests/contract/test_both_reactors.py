@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -255,3 +257,57 @@ def test_a_panic_is_an_error_that_whoever_guards_himself_against_errors_catches(
         assert reactor.run_ready() is None
     finally:
         reactor.close()
+
+
+class Witness:
+    """A sink that ends its stream as soon as it hears that much is pending."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_args: self.told.append(name)
+
+    def near(self) -> None:
+        self.told.append("near")
+        self.stream.abort()
+
+
+@pytest.mark.parametrize("reactor", ["native", "portable"])
+def test_whoever_is_told_that_much_is_pending_may_end_the_stream(reactor, monkeypatch):
+    monkeypatch.setenv("LONGSHORE_REACTOR", reactor)
+    (turning, _why), (ours, theirs) = create(), socket.socketpair()
+    ours.setblocking(False)
+    witness = Witness()
+    limits = Limits(max_pending_bytes=1 << 20)
+    stream = turning.stream(ours, "peer", sink=witness, limits=limits, timeouts=Timeouts())
+    witness.stream = stream
+    with theirs:
+        stream.start()
+        stream.write(b"x" * (1 << 22))
+        assert (stream.state, witness.told) == ("closed", ["opened", "near", "closed"])
+        # Nothing is left that would come back to it, such as a timer for its deadlines.
+        forgotten = weakref.ref(witness)
+        del stream, witness
+        gc.collect()
+        assert forgotten() is None
+    turning.close()
+
+
+@pytest.mark.parametrize("reactor", ["native", "portable"])
+def test_whoever_only_looks_at_its_input_gives_the_others_their_turn_as_well(reactor, monkeypatch):
+    looks, turned = [], []
+
+    def handler(connection: Any) -> None:
+        file, input = connection.makefile("rb"), connection._link.input
+        file.peek()
+        connection._link.stream.reactor.again(lambda: turned.append(len(looks)))
+        while not turned:
+            looks.append(file.peek())
+        assert file.readline() == looks[0] == b"line\n"
+        assert input is connection._link.input
+        connection.sendall(b"%d\n" % turned[0])
+
+    monkeypatch.setenv("LONGSHORE_REACTOR", reactor)
+    with running_server(handler, strategy="green") as server, Client(server.url) as client:
+        assert client.request(b"line") == b"63"

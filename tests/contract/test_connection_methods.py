@@ -455,3 +455,51 @@ def test_a_new_local_has_nothing_of_one_that_was_at_its_place_in_memory(longshor
 
     with Client(longshore_server(handler, strategy=strategy).url) as client:
         assert client.recv_until_closed() == b"clean"
+
+
+@pytest.mark.parametrize("strategy", BLOCKING)
+def test_without_any_time_to_wait_a_connection_has_what_is_there_or_says_so(longshore_server, notes, strategy):
+    def handler(connection):
+        connection.settimeout(0)
+        for read in connection.readline, connection.makefile("rb").readline:
+            try:
+                read()
+            except BlockingIOError:
+                notes.append("nothing")
+        connection.settimeout(10)
+        connection.sendall(b"ready\n")
+        notes.append(connection.readline())
+        connection.settimeout(0)
+        notes.append(connection.readline())
+        connection.sendall(b"through\n")
+
+    server = longshore_server(handler, strategy=strategy)
+    with Client(server.url) as client:
+        assert client.recv_line() == b"ready\n"
+        client.send(b"one\ntwo\n")
+        assert client.recv_line() == b"through\n"
+    server.events.wait_for(ConnectionClosed)
+    assert notes.values == ["nothing", "nothing", b"one\n", b"two\n"]
+
+
+def test_an_async_connection_has_no_file_and_says_what_to_do(longshore_server):
+    async def handler(connection):
+        with pytest.raises(longshore.WouldBlock, match=r"makefile\(\) .* would block the loop") as raised:
+            connection.makefile("rb")
+        await connection.sendall(raised.value.hint.encode())
+
+    server = longshore_server(handler)
+    with Client(server.url) as client:
+        assert b"readline()" in client.recv_until_closed()
+
+
+@pytest.mark.parametrize("strategy", ["threads", "green"])
+def test_a_side_that_is_none_cannot_be_ended(longshore_server, strategy):
+    def handler(connection):
+        with pytest.raises(ValueError, match="SHUT_WR"):
+            connection.shutdown(7)
+        connection.sendall(b"still here\n")
+
+    server = longshore_server(handler, strategy=strategy)
+    with Client(server.url) as client:
+        assert client.recv_line() == b"still here\n"

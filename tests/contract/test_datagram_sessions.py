@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 
 import longshore
-from longshore import MessageHandler
+from longshore import Limits, MessageHandler, peers
 from longshore.events import DatagramDropped, HandlerFailed, ServerDraining
 
 WAITING = ["threads", "green", "async"]
@@ -55,6 +56,54 @@ def test_a_drain_waits_for_the_handlers_of_datagrams(longshore_server, strategy)
         drained.join(5)
     assert not drained.is_alive()
     assert server.report.abandoned == ()
+
+
+def handlers_of_several(log):
+    """A session that ends with "end", one that takes batches, and their async twins."""
+
+    class Each(MessageHandler):
+        def message(self, message):
+            log.append(message)
+            if message == b"end":
+                self.connection.close()
+            return message
+
+    class EachAsync(MessageHandler):
+        async def message(self, message):
+            return Each.message(self, message)
+
+    class Batches(MessageHandler):
+        def messages(self, batch):
+            log.extend(batch)
+            return batch
+
+    return {"each": Each, "each async": EachAsync, "batches": Batches}
+
+
+@pytest.mark.parametrize("strategy", ["reactor", *WAITING])
+def test_what_comes_in_a_datagram_before_what_is_malformed_is_handled(longshore_server, strategy):
+    log: list[bytes] = []
+    kinds = handlers_of_several(log)
+    for kind in ("each async",) if strategy == "async" else ("each", "batches"):
+        server = longshore_server(kinds[kind], "udp://127.0.0.1:0", strategy=strategy, framing=longshore.Lines())
+        with udp_client(server.url) as client:
+            client.send(b"one\ntwo\nunfinished")
+            assert [client.recv(100), client.recv(100)] == [b"one\n", b"two\n"]
+            dropped = server.events.wait_for(DatagramDropped)
+        assert (dropped.reason, dropped.size) == ("malformed", 18)
+
+
+@pytest.mark.parametrize("strategy", ["reactor", *WAITING])
+def test_nothing_of_a_datagram_is_handled_after_its_session_has_been_closed(longshore_server, strategy):
+    log: list[bytes] = []
+    handler = handlers_of_several(log)["each async" if strategy == "async" else "each"]
+    server = longshore_server(handler, "udp://127.0.0.1:0", strategy=strategy, framing=longshore.Lines())
+    with udp_client(server.url) as client:
+        client.send(b"one\nend\nmore\n")
+        assert [client.recv(100), client.recv(100)] == [b"one\n", b"end\n"]
+        client.send(b"two\n")
+        assert client.recv(100) == b"two\n"
+    assert log == [b"one", b"end", b"two"]
 
 
 def counting_sessions(log):
@@ -208,3 +257,56 @@ def test_what_waits_for_a_session_that_ends_is_told_as_dropped(longshore_server,
         dropped = server.events.wait_for(DatagramDropped)
         assert (dropped.reason, dropped.size) == ("its session has ended", len(b"second"))
         assert client.recv(100) == b"first"
+
+
+def test_a_session_that_ends_on_a_thread_while_another_is_looked_up_harms_nobody(longshore_server, monkeypatch):
+    ending: list[Any] = []
+
+    def end_one() -> None:
+        """Close a session as its handler would on a thread of its own, which is through when this returns."""
+        while ending:
+            thread = threading.Thread(target=ending.pop())
+            thread.start()
+            thread.join(5)
+
+    slot: Any = peers.Peer.busy
+
+    class Watched(peers.Peer):
+        __slots__ = ()
+
+        @property
+        def busy(self) -> bool:
+            if not ending:
+                return bool(slot.__get__(self))
+            end_one()
+            return True
+
+        @busy.setter
+        def busy(self, busy: bool) -> None:
+            slot.__set__(self, busy)
+
+    class Sessions(OrderedDict[Any, Any]):
+        def move_to_end(self, key: Any, last: bool = True) -> None:
+            if key in self:
+                end_one()
+            super().move_to_end(key, last)
+
+    class Echo(MessageHandler):
+        def message(self, message: bytes) -> bytes:
+            return message
+
+    monkeypatch.setattr(peers, "Peer", Watched)
+    server = longshore_server(Echo, "udp://127.0.0.1:0", strategy="reactor", limits=Limits(max_connections=2))
+    (service,) = server.services
+    service._sessions = Sessions()
+    with udp_client(server.url) as one, udp_client(server.url) as two, udp_client(server.url) as three:
+        for client in (one, two):
+            client.send(b"first")
+            assert client.recv(100) == b"first"
+        ending.append(lambda: service.forget(one.getsockname()))
+        one.send(b"ended as it came")
+        assert one.recv(100) == b"ended as it came"
+        ending.append(lambda: service.forget(two.getsockname()))
+        three.send(b"ended as room was looked for")
+        assert three.recv(100) == b"ended as room was looked for"
+    assert not server.events.of(HandlerFailed)

@@ -111,6 +111,7 @@ def test_a_framing_cuts_each_datagram(longshore_server, strategy):
         client.send(b"one\ntwo\n")
         assert {client.recv(100), client.recv(100)} == {b"ONE\n", b"TWO\n"}
         client.send(b"three\nunfinished")
+        assert client.recv(100) == b"THREE\n"
         dropped = server.events.wait_for(DatagramDropped)
         assert dropped.reason == "malformed"
         assert dropped.size == 16

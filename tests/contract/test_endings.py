@@ -9,7 +9,7 @@ import pytest
 
 import longshore
 from longshore import ClosedError, MessageHandler, Raw, Timeouts
-from longshore.events import ConnectionClosed
+from longshore.events import ConnectionClosed, ConnectionOpened
 from longshore.testing import Client
 
 #: More than the kernel takes for a client that does not read.
@@ -159,3 +159,24 @@ def test_an_exit_in_the_middle_of_a_stop_leaves_no_connection_behind(longshore_s
         server.stop()
         assert (one.recv_until_closed(), other.recv_until_closed()) == (b"", b"")
     assert server.status == "stopped"
+
+
+def test_a_connection_whose_destruction_fails_leaves_none_of_the_others_open(longshore_server, monkeypatch):
+    async def hold(connection):
+        await connection.recv(1)
+
+    server = longshore_server(hold)
+    with Client(server.url), Client(server.url), Client(server.url):
+        server.events.wait_for_count(ConnectionOpened, 3)
+        destroyed = []
+
+        def fail(session):
+            destroyed.append(session)
+            raise RuntimeError("this end fails")
+
+        (kind,) = {type(session) for session in server.admission.sessions}
+        monkeypatch.setattr(kind, "destroy", fail)
+        with pytest.raises(RuntimeError, match="this end fails"):
+            server.admission.destroy()
+        assert len(set(destroyed)) == 3
+        monkeypatch.undo()

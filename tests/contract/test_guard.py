@@ -604,3 +604,57 @@ def test_broadcasts_that_nobody_takes_count_for_the_budget(strategy, longshore_s
         closed = end_after_looks(server, longshore_clock)
         assert closed.cause == "limit"
         deaf.reset()
+
+
+# -- evicting behind a proxy -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_behind_a_proxy(longshore_server):
+    """A server behind a proxy whose only place somebody has who is idle."""
+    limits = Limits(max_connections=1, overflow="evict-idle", deny=("192.0.2.0/24",))
+    server = longshore_server(named, framing=Lines(), limits=limits, proxy=Proxy(trusted=("127.0.0.1",)))
+    with Client(server.url) as idle:
+        idle.send(header(CLIENT, SERVICE))
+        assert idle.request(b"?") == b"203.0.113.9:4711 via " + b"127.0.0.1:%d" % idle.socket.getsockname()[1]
+        yield server, idle
+
+
+def test_nobody_is_evicted_for_a_client_of_a_proxy_that_may_not_come(full_behind_a_proxy):
+    server, idle = full_behind_a_proxy
+    with Client(server.url) as denied:
+        denied.send(header(("192.0.2.5", 80), SERVICE))
+        assert denied.recv_until_closed() == b""
+    assert server.events.wait_for(ConnectionRejected).limit == "deny"
+    with Client(server.url) as gone:
+        gone.send(b"PROXY ")
+    assert server.events.wait_for(ConnectionClosed).cause == "proxy"
+    assert idle.request(b"?").startswith(b"203.0.113.9:4711")
+    assert len(server.events.of(ConnectionClosed)) == 1
+    with Client(server.url) as other:
+        other.send(header(("203.0.113.10", 81), SERVICE))
+        assert other.request(b"?").startswith(b"203.0.113.10:81")
+        assert idle.recv_until_closed() == b""
+    evicted, left = server.events.wait_for_count(ConnectionClosed, 3)[1:]
+    assert (evicted.cause, left.cause) == ("evicted", "peer closed")
+    assert (server.statistics().accepted, server.statistics().rejected) == (2, 1)
+
+
+def test_a_place_that_is_left_meanwhile_is_for_whom_the_proxy_brings(full_behind_a_proxy):
+    server, idle = full_behind_a_proxy
+    with Client(server.url) as other:
+        told = header(("203.0.113.10", 81), SERVICE)
+        other.send(told[:4])
+        idle.close()
+        assert server.events.wait_for(ConnectionClosed).cause == "peer closed"
+        other.send(told[4:])
+        assert other.request(b"?").startswith(b"203.0.113.10:81")
+
+
+def test_a_server_that_stops_ends_whoever_waits_for_a_proxys_word(full_behind_a_proxy):
+    server, idle = full_behind_a_proxy
+    with Client(server.url) as other:
+        other.send(header(CLIENT, SERVICE)[:4])
+        assert idle.request(b"?")
+        server.stop()
+        assert other.recv_until_closed() == b""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from typing import Any
 
 import pytest
 
-from longshore import Limits, Lines
+from longshore import Limits, Lines, Timeouts, sleep, spawn
 from longshore.events import ConnectionClosed, HandlerFailed
 from longshore.testing import Client
 from longshore.tls import TLSError
@@ -114,3 +115,67 @@ def test_plain_text_in_the_place_of_a_handshake_reaches_no_handler(reactor, long
     assert isinstance(closed.error, TLSError)
     assert server.events.of(HandlerFailed) == []
     assert seen == [b"one", b"STARTTLS"]
+
+
+class Bars(Lines):
+    """A framing of one's own, which is not for the native reactor."""
+
+
+def starting_over(message: bytes, connection: Any) -> bytes:
+    if message == b"over":
+        connection.framing = Bars()
+    return message
+
+
+def on_the_reactor(server: Any, call: Any) -> Any:
+    """What `call()` says on the reactor's thread, once what is queued there is done."""
+    said: list[Any] = []
+    for each in (lambda: None, lambda: said.append(call())):
+        done = threading.Event()
+        server.reactor.post(lambda each=each, done=done: (each(), done.set()))
+        assert done.wait(10)
+    return said[0]
+
+
+def test_whoever_is_held_is_held_as_well_when_it_speaks_another_framing(reactor, longshore_server, longshore_clock):
+    server = longshore_server(starting_over, strategy="reactor", framing=Lines())
+    with Client(server.url) as client:
+        assert client.request(b"hello") == b"hello"
+        (connection,) = server.connections
+        session = connection._link.session
+        on_the_reactor(server, lambda: session.hold(True))
+        on_the_reactor(server, lambda: setattr(connection, "framing", Bars()))
+        client.send(b"wait\n")
+        assert on_the_reactor(server, lambda: session.traffic()[0]) == len(b"hello\n")
+        on_the_reactor(server, lambda: session.hold(False))
+        assert client.recv_line() == b"wait\n"
+
+
+def test_a_lifetime_does_not_begin_anew_with_another_framing(reactor, longshore_server, longshore_clock):
+    server = longshore_server(starting_over, strategy="reactor", framing=Lines(), timeouts=Timeouts(lifetime=100))
+    with Client(server.url) as client:
+        assert client.request(b"hello") == b"hello"
+        longshore_clock.advance(60)
+        assert client.request(b"over") == b"over"
+        assert client.request(b"hello") == b"hello"
+        longshore_clock.advance(41)
+        assert client.recv_until_closed() == b""
+        closed = server.events.wait_for(ConnectionClosed)
+    assert "lifetime=100" in str(closed.error)
+
+
+def test_whoever_waits_for_a_message_gets_it_though_somebody_else_changes_the_framing(reactor, longshore_server):
+    def handler(connection: Any) -> None:
+        def change() -> None:
+            # The handler waits by now.
+            sleep(0)
+            connection.framing = Bars()
+            connection.send(b"changed")
+
+        spawn(change)
+        connection.send(b"got " + connection.receive())
+
+    server = longshore_server(handler, strategy="green", framing=Lines())
+    with Client(server.url) as client:
+        assert client.recv_line() == b"changed\n"
+        assert client.request(b"hello") == b"got hello"

@@ -6,6 +6,7 @@ import pytest
 
 from longshore import TLS, Limits, Lines
 from longshore.events import ConnectionClosed, HandlerFailed
+from longshore.links.streams import StreamLink
 from longshore.testing import Client
 
 pytestmark = pytest.mark.usefixtures("reactor")
@@ -25,23 +26,22 @@ def test_a_handler_that_reads_on_meets_input_however_it_comes(longshore_server):
             assert client.recv_line() == b"%d\n" % size
 
 
-def test_input_that_comes_between_a_look_and_the_sleep_after_it_ends_the_sleep(longshore_server):
+def test_input_that_comes_between_a_look_and_the_sleep_after_it_ends_the_sleep(longshore_server, monkeypatch):
     looks = []
+    pause = StreamLink._pause
+
+    def late(link, *args):
+        looks.append(link._calls)
+        # The first wait is none: it has the sink tell, and looks again.
+        if len(looks) == 2:
+            client.send(b"x" * 10)
+            while link._calls == looks[-1]:
+                pass
+        pause(link, *args)
+
+    monkeypatch.setattr(StreamLink, "_pause", late)
 
     def handler(message, connection):
-        link = connection._link
-        pause = link._pause
-
-        def late(*args):
-            looks.append(link._calls)
-            # The first wait is none: it has the sink tell, and looks again.
-            if len(looks) == 2:
-                client.send(b"x" * 10)
-                while link._calls == looks[-1]:
-                    pass
-            pause(*args)
-
-        link._pause = late
         return b"%d" % len(connection.read_exactly(10))
 
     server = longshore_server(handler, strategy="threads", framing=Lines())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +12,8 @@ from control_harbour import Harbour, ready
 from longshore import connect
 from longshore.cli.ctl import age, size, table
 from longshore.control.client import Commanded
+from running import COMMAND, environment
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 pytestmark = pytest.mark.slow
 
 
@@ -27,13 +25,12 @@ def harbour(tmp_path):
 
 
 def command(*words, **variables):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LONGSHORE_", "XDG_"))}
     return subprocess.Popen(
-        [sys.executable, "-m", "longshore", "ctl", *words],
+        [*COMMAND, "ctl", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=kept | {"PYTHONPATH": str(SOURCE), "PYTHONWARNINGS": "error", "TERM": "dumb"} | variables,
+        env=environment(**variables),
     )
 
 

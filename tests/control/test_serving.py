@@ -18,9 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from longshore import connect
 from longshore.control.client import Commanded, Disobeyed
+from running import COMMAND, SOURCE, environment
 
 pytestmark = pytest.mark.slow
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 ECHO = """
 import os
 def echo(connection):
@@ -38,13 +38,12 @@ class Watched:
         (folder / "echo.py").write_text(source)
         self.folder = folder
         self.path = str(folder / "control.sock")
-        command = [sys.executable, "-m", "longshore", "serve", "echo.py", "--bind", "tcp://127.0.0.1:0"]
+        command = [*COMMAND, "serve", "echo.py", "--bind", "tcp://127.0.0.1:0"]
         doors = ["--control", self.path, "--metrics", "http://127.0.0.1:0", "--log-format", "json"]
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
         self.process = subprocess.Popen(
             [*command, *doors, *words],
             cwd=folder,
-            env=kept | {"PYTHONPATH": str(SOURCE), "PYTHONWARNINGS": "error"} | variables,
+            env=environment(**variables),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -232,8 +231,8 @@ def test_who_waits_for_a_reload_at_a_terminal_sees_how_far_it_is(tmp_path):
         (tmp_path / "wait").touch()
         pid, terminal = pty.fork()
         if pid == 0:
-            words = [sys.executable, "-m", "longshore", "ctl", "--control", server.path, "reload"]
-            os.execve(words[0], words, os.environ | {"PYTHONPATH": str(SOURCE)})
+            words = [*COMMAND, "ctl", "--control", server.path, "reload"]
+            os.execve(words[0], words, environment())
         text = b""
         while b" 0/2" not in text:
             text += os.read(terminal, 1000)
@@ -318,11 +317,11 @@ def test_another_user_may_not_command_even_where_he_can_connect(tmp_path):
 def test_metrics_without_the_package_that_writes_them_are_refused_with_the_cure(tmp_path):
     (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')\n")
     (tmp_path / "echo.py").write_text(ECHO)
-    words = [sys.executable, "-m", "longshore", "serve", "echo.py", "--bind", "tcp://127.0.0.1:0"]
+    words = [*COMMAND, "serve", "echo.py", "--bind", "tcp://127.0.0.1:0"]
     result = subprocess.run(
         [*words, "--metrics", "http://127.0.0.1:0"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{SOURCE}"},
+        env=environment(PYTHONPATH=f"{tmp_path}:{SOURCE}"),
         capture_output=True,
         text=True,
         timeout=15,
@@ -358,7 +357,7 @@ def test_serve_takes_both_doors_from_a_program_of_ones_own(tmp_path):
     with subprocess.Popen(
         [sys.executable, "program.py"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        env=environment(),
         stderr=subprocess.PIPE,
         text=True,
     ) as process:

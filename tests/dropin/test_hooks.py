@@ -263,6 +263,15 @@ def test_every_class_is_a_subclass_of_the_standard_one():
     assert socketserver.socket is socket
 
 
+def test_who_subscribes_to_some_events_hears_of_those(serve):
+    server = serve("threads")
+    heard = []
+    server.subscribe(heard.append, ConnectionClosed)
+    assert ask(server, b"hello") == b"HELLO"
+    server.events.wait_for(ConnectionClosed)
+    assert [type(event) for event in heard] == [ConnectionClosed]
+
+
 def test_events_tell_of_each_connection(serve):
     server = serve("threads")
     assert ask(server, b"hello") == b"HELLO"

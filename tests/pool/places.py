@@ -19,7 +19,7 @@ sys.path[:0] = {path!r}
 from distributed import LocalCluster
 if __name__ == "__main__":
     with LocalCluster(
-        n_workers={workers}, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        n_workers={workers}, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
     ) as cluster:
         with open({address!r} + ".new", "w") as file:
             file.write(f"{{os.getpid()}} {{cluster.scheduler_address}}")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import faulthandler
 import os
 import random
 import signal
 import socketserver
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from longshore import ConfigError, Limits, Lines, Server
+from longshore import Limits, Lines
 from longshore.errors import WorkerDied
 from longshore.events import (
     ConnectionClosed,
@@ -24,79 +21,11 @@ from longshore.events import (
     DatagramDropped,
     HandlerFailed,
     LimitNear,
-    ServerDraining,
-    ServerPaused,
-    SpawnerDied,
-    ThreadsAtFork,
 )
-from longshore.testing import Client, Recorder, connected_pair, running_server
+from longshore.testing import Client, connected_pair, running_server
+from processes.questions import answering, ask, descriptors, eventually, pid_of, spawners, state_of
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="processes are looked at through /proc")
-
-
-def answering(**answers: Any) -> Any:
-    """A handler that answers the line `name` with what `answers[name](connection)` returns, as its repr."""
-
-    def handler(connection):
-        for message in connection:
-            connection.send(repr(answers[message.decode()](connection)).encode())
-
-    return handler
-
-
-def ask(client: Client, question: str) -> Any:
-    return ast.literal_eval(client.request(question.encode()).decode())
-
-
-def pid_of(connection):
-    # pytest's own would print the stack of a child that is sent SIGSEGV.
-    faulthandler.disable()
-    return os.getpid()
-
-
-def descriptors(connection):
-    """Everything that this process has open, but for the listing itself."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return found
-
-
-def state_of(pid: int) -> str:
-    """R, S, Z, … as ps(1) has it; "" once the process is no more."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[0]
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def children_of(pid: int) -> set[int]:
-    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-
-
-def eventually(holds, what: str = "") -> None:
-    """Return once `holds()`: the kernel tells nobody when somebody else's process has changed."""
-    pause = threading.Event()
-    for _ in range(3000):
-        if holds():
-            return
-        pause.wait(0.001)
-    raise AssertionError(f"never: {what or holds}")
-
-
-@pytest.fixture
-def serve(longshore_server):
-    def start(handler=None, *addresses, **options):
-        options = {"strategy": "processes", "framing": Lines()} | options
-        return longshore_server(handler or answering(pid=pid_of, fds=descriptors), *addresses, **options)
-
-    return start
 
 
 def test_each_connection_has_a_process_of_its_own(serve):
@@ -367,203 +296,6 @@ def test_the_value_of_the_lifespan_is_in_the_children_and_each_has_a_copy(serve)
     assert left == [os.getpid()]
 
 
-# -- verbs ------------------------------------------------------------------------------------------------------
-
-
-def test_verbs_in_a_child_are_the_servers(serve):
-    def pause(connection):
-        connection.server.pause()
-
-    def widen(connection):
-        connection.server.reconfigure(limits=Limits(max_processes=7))
-
-    def look(connection):
-        server = connection.server
-        figures = server.statistics()
-        return server.addresses, server.status, figures.connections, [item.peer for item in server.connections]
-
-    server = serve(answering(pause=pause, widen=widen, look=look, resume=lambda c: c.server.resume()))
-    with Client(server.url) as client:
-        ask(client, "pause")
-        server.events.wait_for(ServerPaused)
-        host, port = client.socket.getsockname()
-        assert ask(client, "look") == (server.addresses, "paused", 1, [f"{host}:{port}"])
-        ask(client, "resume")
-        ask(client, "widen")
-        assert ask(client, "look")[1] == "serving"
-    assert server.limits.max_processes == 7
-
-
-def test_a_broadcast_from_a_child_reaches_every_other_and_itself(serve):
-    def shout(connection):
-        return connection.server.broadcast(b"to all")
-
-    def whisper(connection):
-        others = [item for item in connection.server.connections if item.id != connection.id]
-        return connection.server.broadcast(b"to the others", to=others)
-
-    server = serve(answering(shout=shout, whisper=whisper))
-    with Client(server.url) as one, Client(server.url) as two, Client(server.url) as three:
-        server.events.wait_for_count(ConnectionOpened, 3)
-        one.send(b"shout\n")
-        assert {one.recv_line(), one.recv_line()} == {b"3\n", b"to all\n"}
-        assert two.recv_line() == three.recv_line() == b"to all\n"
-        assert ask(one, "whisper") == 2
-        assert two.recv_line() == three.recv_line() == b"to the others\n"
-
-
-def test_a_broadcast_is_encoded_by_the_framing_that_each_handler_has_set(serve):
-    def reframe(connection):
-        connection.framing = Lines(delimiter=b";")
-
-    server = serve(answering(reframe=reframe))
-    with Client(server.url) as plain, Client(server.url) as other:
-        server.events.wait_for_count(ConnectionOpened, 2)
-        other.send(b"reframe\n")
-        assert other.recv_exactly(5) == b"None;"
-        assert server.broadcast(b"hello") == 2
-        assert plain.recv_exactly(6) == b"hello\n"
-        assert other.recv_exactly(6) == b"hello;"
-
-
-def test_what_cannot_be_done_in_a_child_says_so(serve):
-    def refused(connection):
-        answers = []
-        for call in (lambda: connection.server.subscribe(print), lambda: connection.server.every(1, print)):
-            try:
-                call()
-            except ConfigError as error:
-                answers.append(error.hint)
-        return answers
-
-    server = serve(answering(refused=refused))
-    with Client(server.url) as client:
-        assert ask(client, "refused") == ["Call it before the server starts."] * 2
-
-
-def test_a_drain_from_inside_lets_the_others_finish(serve):
-    server = serve(answering(drain=lambda c: c.server.drain(5), pid=pid_of))
-    with Client(server.url) as one, Client(server.url) as two:
-        ask(two, "pid")
-        two.send(b"pi")
-        eventually(lambda: sum(item.traffic()[0] for item in tuple(server._admission.sessions)) == 6)
-        assert ask(one, "drain") is None
-        server.events.wait_for(ServerDraining)
-        two.send(b"d\n")
-        assert two.recv_until_closed()
-        assert one.recv_until_closed() == b""
-        server.wait_stopped()
-    assert (server.report.finished, server.report.cut, server.report.abandoned) == (2, 0, ())
-
-
-def test_a_handler_that_does_not_end_is_killed_and_named(serve):
-    def handler(connection):
-        connection.sendall(b"%d\n" % os.getpid())
-        threading.Event().wait()
-
-    server = serve(handler)
-    with Client(server.url) as client:
-        pid = int(client.recv_line())
-        report = server.stop()
-        peer = server.events.wait_for(ConnectionOpened).peer
-    assert report.cut == 1
-    (name,) = report.abandoned
-    assert peer in name
-    assert str(pid) in name
-    assert state_of(pid) == ""
-    (closed,) = server.events.of(ConnectionClosed)
-    assert (closed.cause, closed.sent) == ("cut", len(str(pid)) + 1)
-
-
-# -- spawners ---------------------------------------------------------------------------------------------------
-
-
-def spawners(server) -> tuple[int, ...]:
-    """The elder and the younger, once there are both."""
-    lineage = server._strategy.lineage
-    eventually(lambda: len(lineage.pids) == 2, "two spawners")
-    return lineage.pids
-
-
-@pytest.mark.parametrize("which", [0, 1], ids=["the elder", "the younger"])
-def test_a_spawner_that_dies_is_replaced_and_no_connection_notices(serve, which):
-    server = serve()
-    before = spawners(server)
-    assert [parent_of(pid) for pid in before] == [os.getpid(), before[0]]
-    with Client(server.url) as old:
-        pid = ask(old, "pid")
-        os.kill(before[which], signal.SIGKILL)
-        died = server.events.wait_for(SpawnerDied)
-        assert (died.pid, died.replaced) == (before[which], True)
-        assert ask(old, "pid") == pid
-        # Whoever dies, a spawner will bury it.
-        eventually(lambda: parent_of(pid) == before[1 - which])
-        after = spawners(server)
-        assert before[1 - which] in after
-        assert before[which] not in after
-        with Client(server.url) as new:
-            assert ask(new, "pid") != pid
-            # The one whose spawner is dead is buried all the same, and its place is free.
-            old.close()
-            server.events.wait_for(ConnectionClosed)
-            eventually(lambda: state_of(pid) == "")
-            assert server.statistics().connections == 1
-    assert len(server.events.of(SpawnerDied)) == 1
-
-
-def test_a_connection_that_its_spawner_had_not_forked_for_yet_is_served_by_the_next_one(serve):
-    server = serve()
-    _, younger = spawners(server)
-    os.kill(younger, signal.SIGSTOP)
-    with Client(server.url) as client:
-        client.send(b"pid\n")
-        eventually(lambda: server.statistics().connections == 1)
-        os.kill(younger, signal.SIGKILL)
-        assert client.recv_line()
-    assert server.events.wait_for(ConnectionClosed).cause == "finished"
-
-
-def test_without_any_spawner_living_connections_go_on_and_new_ones_are_turned_away(serve):
-    server = serve()
-    with Client(server.url) as old:
-        pid = ask(old, "pid")
-        for spawner in reversed(spawners(server)):
-            os.kill(spawner, signal.SIGSTOP)
-        for spawner in spawners(server):
-            os.kill(spawner, signal.SIGKILL)
-        died = server.events.wait_for_count(SpawnerDied, 2)
-        assert died[-1].replaced is False
-        assert ask(old, "pid") == pid
-        with Client(server.url) as new:
-            assert new.recv_until_closed() == b""
-        assert isinstance(server.events.wait_for(ConnectionClosed).error, WorkerDied)
-        old.close()
-        server.events.wait_for_count(ConnectionClosed, 2)
-    assert server.drain().cut == 0
-
-
-def test_threads_that_run_at_the_fork_are_named(serve):
-    release = threading.Event()
-    thread = threading.Thread(target=release.wait, name="the programs own")
-    thread.start()
-    try:
-        server = serve()
-        assert "the programs own" in server.events.wait_for(ThreadsAtFork).threads
-    finally:
-        release.set()
-        thread.join()
-
-
-def test_a_server_that_cannot_start_leaves_nothing(serve):
-    taken = serve()
-    before = children_of(os.getpid())
-    server = Server(answering(), taken.url, strategy="processes", framing=Lines())
-    server.subscribe(Recorder())
-    with pytest.raises(OSError, match="in use"):
-        server.start()
-    assert children_of(os.getpid()) == before
-
-
 # -- datagrams --------------------------------------------------------------------------------------------------
 
 
@@ -605,23 +337,3 @@ def test_each_datagram_has_a_process_and_a_full_server_drops_with_an_event(serve
 def test_the_pair_of_longshore_testing_works_with_processes():
     with connected_pair(answering(pid=pid_of), framing=Lines(), strategy="processes") as connection:
         assert int(connection.request(b"pid")) != os.getpid()
-
-
-@pytest.mark.slow
-def test_hundreds_of_connections_leave_no_descriptor_no_slot_and_no_child(serve):
-    server = serve(limits=Limits(max_processes=8))
-    slots = server._strategy.lineage.slots
-
-    def talk(count):
-        for _ in range(count):
-            with Client(server.url) as client:
-                assert ask(client, "pid")
-        eventually(lambda: not server._strategy.children)
-        elder, younger = spawners(server)
-        lists = [Path(f"/proc/{pid}/fd") for pid in (os.getpid(), elder, younger)]
-        return [len(os.listdir(path)) for path in lists], children_of(younger)
-
-    before = talk(10)
-    assert talk(100) == before
-    assert before[1] == set()
-    assert slots._next <= 8

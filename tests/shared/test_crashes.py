@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import pickle
 import queue
 import random
+import select
 import signal
 import socket
 import stat
@@ -19,7 +21,10 @@ import pytest
 
 from longshore import shared
 from longshore.errors import BrokerLost, LimitExceeded
+from longshore.shared import joining
+from longshore.shared.starting import Broker
 from longshore.shared.wire import HELLO, encode_request
+from longshore.supervisor.mainstay import Mainstay
 
 pytestmark = pytest.mark.slow
 
@@ -213,6 +218,8 @@ def test_fences_rise_over_a_restart_and_old_handles_work_after_joining_again():
         fence = lock.fence
         shared.Semaphore("s", 2).acquire()
         items = shared.Manager().list(["item"])
+        depth = shared.Manager().Value("i", 7)
+        depth.value = 9
         os.kill(made.pid, signal.SIGKILL)
         made.release()
         with shared.start_broker(str(made.directory)) as again:
@@ -225,6 +232,7 @@ def test_fences_rise_over_a_restart_and_old_handles_work_after_joining_again():
             assert items == []
             items.append("another")
             assert items == ["another"]
+            assert depth.value == pickle.loads(pickle.dumps(depth)).value == 7
 
 
 def test_a_broker_that_cannot_be_started_leaves_nothing_open(monkeypatch):
@@ -233,6 +241,91 @@ def test_a_broker_that_cannot_be_started_leaves_nothing_open(monkeypatch):
     with pytest.raises(FileNotFoundError):
         shared.start_broker()
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.fixture
+def own_broker(monkeypatch):
+    """This process with a broker of its own, as a supervisor has it; gives what watches that."""
+    shared.leave()
+    monkeypatch.delenv("LONGSHORE_SHARED", raising=False)
+    shared.join("local://")
+    yield joining.own_broker()
+    shared.leave()
+
+
+def test_a_program_whose_broker_could_not_be_started_again_starts_one_when_it_next_needs_it(own_broker, monkeypatch):
+    os.kill(own_broker.pid, signal.SIGKILL)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/bin/false")
+        own_broker.begin()
+        select.select([own_broker], [], [])
+        with pytest.raises(BrokerLost, match="did not come up"):
+            own_broker.complete()
+    assert shared.Counter("c").add() == 1
+
+
+def test_a_program_that_leaves_while_its_broker_is_down_is_not_told_of_that_one_any_more(own_broker):
+    url = shared.address()
+    os.kill(own_broker.pid, signal.SIGKILL)
+    select.select([own_broker], [], [])
+    own_broker.begin()
+    shared.leave()
+    assert not pathlib.Path(url.removeprefix("local://")).parent.exists()
+    assert shared.Counter("c").add() == 1
+    assert shared.address() != url
+
+
+def test_a_program_that_never_shares_anything_starts_no_broker():
+    code = "from longshore import shared; shared.Pipe('p', 0); import os; print(os.environ.get('LONGSHORE_SHARED'))"
+    environment = {name: value for name, value in os.environ.items() if name != "LONGSHORE_SHARED"}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == "None\n"
+
+
+class Deck:
+    """What a mainstay needs of a supervisor."""
+
+    def __init__(self):
+        self.watched, self.events = {}, []
+
+    def watch(self, source, heard):
+        self.watched[source.fileno()] = heard
+
+    def forget(self, source):
+        self.watched.pop(source.fileno(), None)
+
+    def emit(self, event):
+        self.events.append(event)
+
+    def turn(self):
+        """Wait for what is watched, and hear it."""
+        for descriptor in select.select(self.watched, [], [])[0]:
+            self.watched[descriptor]()
+
+
+def test_a_broker_that_hangs_while_it_starts_holds_nobody_up_and_is_given_up(own_broker, monkeypatch, tmp_path):
+    hanging = tmp_path / "python"
+    hanging.write_text("#!/bin/sh\nexec sleep 60\n")
+    hanging.chmod(0o755)
+    deck = Deck()
+    mainstay = Mainstay(deck, own_broker)
+    monkeypatch.setattr("longshore.supervisor.mainstay.YOUNG", 0)
+    mainstay.watch()
+    os.kill(own_broker.pid, signal.SIGKILL)
+    deck.turn()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(hanging))
+        mainstay.mend()
+    assert [event.reason for event in deck.events] == ["its process is gone"]
+    # It has its time, and then the next one is tried.
+    assert mainstay.due[0] > time.monotonic() + 20
+    mainstay.due = [0.0]
+    mainstay.mend()
+    assert "did not come up" in deck.events[-1].reason
+    mainstay.due = [0.0]
+    mainstay.mend()
+    deck.turn()
+    assert mainstay.due == []
+    assert shared.Counter("c").add() == 1
 
 
 def test_a_program_starts_its_own_broker_which_ends_with_it_however_it_ends():
@@ -263,6 +356,35 @@ def test_a_child_joins_by_the_environment_and_by_fork(place, program):
             os._exit(0)
     os.waitpid(pid, 0)
     assert shared.Counter("c").value == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_broker_for_another_user_lets_in_that_one_and_who_has_started_it_and_nobody_else(capfd):
+    with Broker(user=(65534, 65534)) as made:
+        shared.leave()
+        shared.join(made.url)
+        try:
+            assert shared.Counter("c").add() == 1
+            for uid, said in ((65534, b"2"), (12345, b"")):
+                made.directory.chmod(0o755)
+                (made.directory / "socket").chmod(0o777)
+                (made.directory / "key").chmod(0o644)
+                reader, writer = os.pipe()
+                pid = os.fork()
+                if pid == 0:
+                    with contextlib.suppress(BaseException):
+                        os.setgid(uid)
+                        os.setuid(uid)
+                        os.write(writer, b"%d" % shared.Counter("c").add())
+                    os._exit(0)
+                os.close(writer)
+                os.waitpid(pid, 0)
+                assert os.read(reader, 10) == said
+                os.close(reader)
+        finally:
+            shared.leave()
+    wait_until(lambda: "of user 12345: this broker serves user 65534 only" in capfd.readouterr().err)
+    assert not made.directory.exists()
 
 
 def test_who_does_not_know_the_key_gets_no_byte_and_is_logged(capfd):

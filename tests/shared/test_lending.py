@@ -74,7 +74,7 @@ class Client:
         self.holders[holder] = None
         self.world.holding.discard((self, holder))
         if self.slot is not None:
-            if self.world.ledger.give(self.slot, self.number, holder, 0):
+            if self.world.ledger.step(self.slot, self.number, holder, 0, 0):
                 return
             self.slot = None
         self.send(Verb.RELEASE, holder)
@@ -208,15 +208,20 @@ def test_the_native_ledger_does_what_the_plain_one_does():
     rng = random.Random(1)
     with ours, theirs:
         for _ in range(2000):
-            name = rng.choice(["next_fence", "lend", "take_back", "holder", "take", "give"])
+            name = rng.choice(["next_fence", "lend", "take_back", "state", "take", "step"])
             slot, client, holder = rng.randrange(1, 3), rng.randrange(1, 3), rng.randrange(1, 3)
-            args = {"next_fence": (), "take_back": (slot,), "holder": (slot,), "lend": (slot, client, holder)}.get(
-                name, (slot, client, holder, ours.fileno())
-            )
+            args = {
+                "next_fence": (),
+                "take_back": (slot,),
+                "state": (slot,),
+                "lend": (slot, client, holder),
+                "take": (slot, client, holder, ours.fileno()),
+                "step": (slot, client, holder, rng.randrange(3), ours.fileno()),
+            }[name]
             assert getattr(native, name)(*args) == getattr(plain, name)(*args)
         native.lend(1, 1, 1)
         theirs.close()
-        assert native.give(1, 1, 1, ours.fileno()) == -1
+        assert native.step(1, 1, 1, 0, ours.fileno()) == -1
         assert native.take(1, 1, 1, ours.fileno()) == -1
 
 
@@ -281,7 +286,8 @@ def test_who_waits_for_a_lock_that_is_lent_gets_it_when_it_is_released(broker):
     lock.release()
     assert got.wait(5)
     thread.join()
-    assert lock.acquire(timeout=0)
+    # What the thread has told the broker last may still be on its way.
+    assert lock.acquire(timeout=5)
     lock.release()
 
 

@@ -281,6 +281,14 @@ def test_other_parameters_for_a_known_name_show_both(place, program):
     shared.Queue("x").put(1)
 
 
+def test_a_queue_of_any_size_up_to_0_has_no_bound_as_in_the_standard_library(place):
+    queues = [shared.Queue("n", size) for size in (0, -1, -2)]
+    for number, unbounded in enumerate(queues):
+        unbounded.put(number, timeout=0)
+    assert [unbounded.maxsize for unbounded in queues] == [0, 0, 0]
+    assert queues[0].qsize() == 3
+
+
 @pytest.mark.parametrize(
     "made",
     [

@@ -216,7 +216,8 @@ def attacked(kind: str, port: int, count: int) -> Iterator[Attacked]:
     """
     words = [sys.executable, __file__, "attack", kind]
     if kind == "flood" and (program := compiled()) is not None:
-        words = ["nice", "-n", str(NICE), program]
+        # Not made to wait for others, as a rate was asked for: it takes a third of a core.
+        words = [program]
     with subprocess.Popen(
         [*words, str(port), str(count)],
         stdin=subprocess.PIPE,
@@ -316,15 +317,19 @@ def stalled(crowd: Crowd) -> None:
     """TLS handshakes that stop after the first bytes, begun again when they are cut off."""
     crowd.fill()
     hello = bytes.fromhex("16030100c8010000c4")
+    begun: set[socket.socket] = set()
     while not crowd.over.is_set():
         for number, sock in enumerate(crowd.sockets):
             try:
-                sock.send(hello[:1])
+                if sock not in begun:
+                    begun.add(sock)
+                    crowd.figures["sent"] += sock.send(hello)
                 if not sock.recv(1):
                     raise ConnectionResetError
             except BlockingIOError:
                 continue
             except OSError:
+                begun.discard(sock)
                 sock.close()
                 crowd.figures["closed"] += 1
                 crowd.sockets[number] = crowd.connect(number) or sock

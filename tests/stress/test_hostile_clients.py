@@ -36,30 +36,30 @@ def compared(name, server, kind, count, *, growth, **options):
     assert noisy.p99 <= max(FACTOR * before.p99, FACTOR * after.p99, FLOOR)
     assert grown <= growth
     assert statistics["failed"] == 0
-    return statistics
+    return statistics["causes"], report
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [("reactor", "message"), ("green", "function")])
 def test_thousands_of_clients_of_one_byte_a_second(strategy, kind):
     with served(strategy=strategy, kind=kind, timeouts={"min_rate": 100, "first_byte": 5}) as server:
-        statistics = compared(f"trickle, {strategy}", server, "trickle", 5000, growth=64 * MIB)
-    assert statistics["causes"].get("timeout", 0) > 4000
+        causes, _ = compared(f"trickle, {strategy}", server, "trickle", 5000, growth=64 * MIB)
+    assert causes.get("timeout", 0) > 4000
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [("reactor", "message"), ("green", "function"), ("threads", "message")])
 def test_clients_that_never_read(strategy, kind):
     limits = {"max_pending_bytes": 65536}
     with served(strategy=strategy, kind=kind, limits=limits, timeouts={"write": 3}) as server:
-        # As much as may be pending for each, both ways, and what the allocator keeps.
-        statistics = compared(f"deaf, {strategy}", server, "deaf", 500, growth=500 * 4 * 65536)
-    assert statistics["causes"].get("timeout", 0) > 100
+        # For each as much as may be pending, what is read ahead and one reading more, and what the allocator keeps.
+        causes, _ = compared(f"deaf, {strategy}", server, "deaf", 500, growth=500 * 5 * 65536)
+    assert causes.get("timeout", 0) > 100
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [("reactor", "message"), ("threads", "function")])
 def test_a_flood_of_connections_from_one_address(strategy, kind):
     with served(strategy=strategy, kind=kind, limits={"connection_rate": 50}) as server:
-        statistics = compared(f"flood, {strategy}", server, "flood", 20_000, growth=32 * MIB)
-    assert statistics["causes"].get("connection_rate", 0) > 1000
+        causes, _ = compared(f"flood, {strategy}", server, "flood", 20_000, growth=32 * MIB)
+    assert causes.get("connection_rate", 0) > 1000
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [("reactor", "message"), ("threads", "function")])
@@ -80,14 +80,17 @@ def test_handshakes_that_stall(strategy, kind, tmp_path):
         limits=limits,
         timeouts={"handshake": 2},
     ) as server:
-        compared(f"stalled, {strategy}", server, "stalled", 100, growth=64 * MIB, context=context)
+        causes, _ = compared(f"stalled, {strategy}", server, "stalled", 100, growth=64 * MIB, context=context)
+    # Those who are in are cut off again and again, and those for whom there is no place are turned away meanwhile.
+    assert causes.get("handshake", 0) > 60
+    assert causes.get("max_connections_per_peer", 0) > 60
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [("reactor", "message"), ("green", "function"), ("threads", "function")])
 def test_headers_that_are_forged_cut_and_oversized(strategy, kind):
     proxy = {"trusted": ["127.2.0.1", "127.0.0.200"], "timeout": 2}
     with served(strategy=strategy, kind=kind, proxy=proxy) as server:
-        statistics = compared(
+        causes, report = compared(
             f"proxies, {strategy}",
             server,
             "proxies",
@@ -95,4 +98,5 @@ def test_headers_that_are_forged_cut_and_oversized(strategy, kind):
             growth=32 * MIB,
             prefix=header(("203.0.113.7", 7), ("198.51.100.1", 2)),
         )
-    assert statistics["causes"].get("proxy", 0) > 100
+    # One of ten is a trusted proxy's own, and whole; those at the very end may not have been told yet.
+    assert causes.get("proxy", 0) > 0.8 * report["connected"]

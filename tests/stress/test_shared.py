@@ -10,6 +10,7 @@ import os
 import queue
 import random
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -71,10 +72,49 @@ for _ in range(int(sys.argv[3])):
 print(flush=True)
 """
 
+#: Uses objects in bursts, alone or against others, and notes in memory what it has begun, and what has returned.
+BORROWERS = """
+import mmap, os, random, struct, sys, time
+from longshore import shared
+memory, me = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096), int(sys.argv[2])
+rng, number = random.Random(me), struct.Struct("Q")
+total, marks, items = shared.Counter("total"), shared.Dict("marks"), shared.Queue("items")
+print("ready", flush=True)
+count = 0
+while True:
+    for _ in range(rng.choice((1, 2, 20, 200))):
+        count += 1
+        number.pack_into(memory, 16 * me, count)
+        total.add(); marks[me] = count; items.put((me, count))
+        number.pack_into(memory, 16 * me + 8, count)
+    time.sleep(rng.choice((0, 0.0005, 0.005)))
+"""
+
+
+#: Sends what was sent last and on, by a counter; one that is killed between sending and counting sends that twice.
+SENDER = """
+from longshore import shared
+pipe, sent = shared.Pipe("pipe", 0).open(), shared.Counter("sent")
+print("ready", flush=True)
+while True:
+    number = sent.value
+    pipe.send((number, b"x" * (number % 5 * 50_000)))
+    sent.add()
+"""
+#: Says what it has got; one that is killed between takes a message along.
+RECEIVER = """
+import sys
+from longshore import shared
+pipe = shared.Pipe("pipe", 1).open()
+print("ready", flush=True)
+while True:
+    shared.Queue("got").put(pipe.recv()[0])
+"""
+
 
 def start(program=WORKER, *arguments) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdout.readline()
     return process
@@ -84,6 +124,7 @@ def end(process: subprocess.Popen) -> None:
     process.kill()
     process.wait()
     process.stdout.close()
+    process.stderr.close()
 
 
 @pytest.fixture(params=["local", "redis"])
@@ -97,8 +138,9 @@ def joined(request, tmp_path):
         else:
             server = RedisProcess(tmp_path)
             stack.callback(server.kill)
-            # A killed worker is missed for its lease, which is what a round takes.
-            url = f"{server.url}?lease=2"
+            # A killed worker is missed for its lease, which is what a round takes; one that a busy machine does not let
+            # run for so long ends, as it must, and its round is lost.
+            url = f"{server.url}?lease=4"
         shared.join(url)
         yield url
         shared.leave()
@@ -115,7 +157,10 @@ def test_workers_killed_at_random_points_strand_nobody_and_lose_nothing(joined):
                 work.put(job)
             time.sleep(rng.random() * 0.02)
             end(workers.pop(rng.randrange(len(workers))))
-            assert work.join(timeout=20), f"round {seed}: stranded with {work.qsize()} left"
+            done = work.join(timeout=20)
+            for worker in workers:
+                assert worker.poll() is None, f"round {seed}: a worker ended by itself: {worker.stderr.read().decode()}"
+            assert done, f"round {seed}: stranded with {work.qsize()} left"
             assert all(log.delete(job) for job in jobs), f"round {seed}: a job was lost"
             assert "broken" not in log, f"round {seed}: {log['broken']}"
             assert shared.Lock("lock").acquire(timeout=5), f"round {seed}"
@@ -126,16 +171,91 @@ def test_workers_killed_at_random_points_strand_nobody_and_lose_nothing(joined):
             end(worker)
 
 
+def test_what_killed_senders_have_sent_comes_whole_and_in_order(joined):
+    pipe, expected = shared.Pipe("pipe", 1).open(), 0
+    for seed in range(max(1, ROUNDS // 10)):
+        rng = random.Random(seed)
+        sender = start(SENDER)
+        for _ in range(rng.randrange(1, 60)):
+            number, filling = pipe.recv(timeout=20)
+            assert number in (expected, expected - 1), f"round {seed}"
+            assert len(filling) == number % 5 * 50_000, f"round {seed}"
+            expected = number + 1
+        end(sender)
+        with contextlib.suppress(EOFError):
+            while True:
+                number, _ = pipe.recv(timeout=20)
+                assert number in (expected, expected - 1), f"round {seed}"
+                expected = number + 1
+
+
+def test_a_killed_receiver_takes_one_message_along_at_most(joined):
+    pipe, got = shared.Pipe("pipe", 0).open(), shared.Queue("got")
+    kills, sent, seen = 0, 0, []
+    receivers = [start(RECEIVER) for _ in range(2)]
+    try:
+        for seed in range(max(1, ROUNDS // 10)):
+            rng = random.Random(seed)
+            for _ in range(rng.randrange(1, 60)):
+                pipe.send((sent, b"x" * (sent % 5 * 50_000)), timeout=20)
+                sent += 1
+            end(receivers.pop(rng.randrange(2)))
+            kills += 1
+            receivers.append(start(RECEIVER))
+        while len(seen) < sent - kills:
+            seen.append(got.get(timeout=20))
+    finally:
+        for receiver in receivers:
+            end(receiver)
+    assert len(set(seen)) == len(seen)
+
+
 def test_no_turn_is_lost_of_a_lock_that_is_lent_and_taken_back_again_and_again(joined, tmp_path):
     memory = tmp_path / "memory"
     memory.write_bytes(bytes(16))
     turns = 0
     programs = [start(BURSTS, str(memory), str(seed), str(ROUNDS)) for seed in range(3)]
     for program in programs:
-        output, _ = program.communicate()
-        assert program.returncode == 0
+        output, errors = program.communicate()
+        assert program.returncode == 0, errors
         turns += output.count(b"x")
     assert int.from_bytes(memory.read_bytes()[:8], sys.byteorder) == turns
+
+
+def test_borrowers_killed_and_stopped_at_random_points_have_done_all_that_returned_in_order(tmp_path):
+    memory = tmp_path / "memory"
+    memory.write_bytes(bytes(4096))
+    shared.leave()
+    with shared.start_broker() as broker, contextlib.ExitStack() as stack:
+        stack.callback(shared.leave)
+        shared.join(broker.url)
+        total, marks, items = shared.Counter("total"), shared.Dict("marks"), shared.Queue("items")
+        seen: dict[int, int] = {}
+
+        def drain():
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    number, count = items.get(timeout=0)
+                    assert count == seen.get(number, 0) + 1, f"an item of {number} is lost or there twice"
+                    seen[number] = count
+
+        for seed in range(min(ROUNDS, 250)):
+            rng = random.Random(seed)
+            worker = start(BORROWERS, str(memory), str(seed))
+            stack.callback(end, worker)
+            for _ in range(rng.randrange(1, 4)):
+                time.sleep(rng.random() * 0.02)
+                worker.send_signal(signal.SIGSTOP)
+                drain()
+                worker.send_signal(signal.SIGCONT)
+            time.sleep(rng.random() * 0.02)
+            worker.kill()
+            worker.wait()
+            drain()
+            begun, done = struct.unpack_from("QQ", memory.read_bytes(), 16 * seed)
+            assert done <= marks.get(seed, 0) <= begun
+            assert done <= seen.get(seed, 0) <= begun
+            assert sum(seen.values()) <= total.value <= sum(seen.values()) + seed + 1
 
 
 def wait(function, heard: list[float]) -> None:

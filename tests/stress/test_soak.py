@@ -1,7 +1,7 @@
 """Does anything grow, hour after hour?  Opt-in: `make stress SOAK=3600`, or `LONGSHORE_SOAK` with seconds.
 
-Services of three strategies are asked by clients of every manner, and a fourth one is reloaded and loses workers all
-the time.  What a process has is compared when nobody is connected: early, and at the end.
+Services of all kinds are asked by clients of every manner, and one more is reloaded and loses workers all the time.
+What a process has is compared when nobody is connected: early, and at the end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ HANDLERS = WHO + (
     "def reply(message, connection):\n    return b'%d %s' % (os.getpid(), message)\n"
     "async def later(message, connection):\n    return reply(message, connection)\n"
 )
-STRATEGIES = {"reactor": "app.py:reply", "green": "app.py:who", "threads": "app.py:who", "async": "app.py:later"}
+#: Strategies with what they run; `threads` has a thread for each connection, or a pool for messages.
+SERVED = [("reactor", "reply"), ("green", "who"), ("threads", "who"), ("threads", "reply"), ("async", "later")]
 
 
 def figures(pid):
@@ -123,13 +124,13 @@ def watched(pids, seconds):
     return found
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_nothing_grows(strategy, service, app):  # noqa: F811
+@pytest.mark.parametrize(("strategy", "handler"), SERVED)
+def test_nothing_grows(strategy, handler, service, app):  # noqa: F811
     (app / "app.py").write_text(HANDLERS)
     options = ["--workers", "2", "--strategy", strategy, "--framing", "lines", "--log-level", "error"]
-    server = service(*options, target=STRATEGIES[strategy])
+    server = service(*options, target=f"app.py:{handler}")
     pids = [server.pid, *server.workers()]
-    share = SECONDS / len(STRATEGIES) / 2
+    share = SECONDS / len(SERVED) / 2
 
     def load(seconds):
         with Swarm(server.port, 10, requests=5) as swarm, Mischief(server.port, seconds) as mischief:
@@ -141,7 +142,7 @@ def test_nothing_grows(strategy, service, app):  # noqa: F811
     early = settled(pids)
     second, memory = load(share * 1.6)
     late = settled(pids)
-    print(f"\nsoak, {strategy}, {share * 2:.0f} s: {first + second} answers")
+    print(f"\nsoak, {strategy} ({handler}), {share * 2:.0f} s: {first + second} answers")
     for pid, then, now in zip(pids, early, late, strict=True):
         quarter = max(1, len(memory[pid]) // 4)
         begun, ended = statistics.median(memory[pid][:quarter]), statistics.median(memory[pid][-quarter:])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import socket
 import statistics
+import subprocess
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from tests.supervisor.conftest import WHO, alive, app, service, wait_for  # noqa: F401
+from tests.supervisor.conftest import COMMAND, WHO, alive, app, service, wait_for  # noqa: F401
 from tests.supervisor.swarm import Swarm
 from tests.supervisor.test_clock import APP, BOUNDS, YEAR, clock, turn_clock  # noqa: F401
 from tests.supervisor.test_under_load import kill_under_load, reload_under_load, renew_under_load, renewable  # noqa: F401
@@ -161,22 +164,40 @@ def test_10000_long_lived_connections_spread_within_20_percent(service, app):  #
 
 
 def test_a_server_out_of_descriptors_neither_spins_nor_stays_out(service, app):  # noqa: F811
+    # More than its connections may be, which are fitted to the limit: somebody else in the process has taken the rest.
     (app / "app.py").write_text(
-        "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))\n"
-        + REPLY.replace("import os, time", "import os")
+        "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))\ntaken = []\n"
+        + REPLY.replace(
+            "    return",
+            "    try:\n        while message == b'take':\n            taken.append(os.open('/dev/null', os.O_RDONLY))\n"
+            "    except OSError:\n        pass\n"
+            "    while message == b'free' and taken:\n        os.close(taken.pop())\n    return",
+        )
     )
     server = service("--workers", "1", "--worker-heartbeat", "20", "--framing", "lines", target="app.py:reply")
-    (worker,) = server.workers()
-    peers = [server.connect() for _ in range(100)]
-    before = cpu_seconds(worker)
-    time.sleep(2)
-    used = cpu_seconds(worker) - before
-    for peer in peers:
-        peer.close()
+    with server.connect() as inside:
+        worker = inside.ask(b"take")
+        outside = [server.connect() for _ in range(40)]
+        server.line("cannot accept on .*Too many open files")
+        before = cpu_seconds(worker)
+        time.sleep(2)
+        used = cpu_seconds(worker) - before
+        # Whoever is in is served meanwhile.
+        assert inside.ask(b"free") == worker
+    answered = 0
+    for peer in outside:
+        with peer, contextlib.suppress(ConnectionError, AssertionError):
+            answered += peer.ask() == worker
     with server.connect() as peer:
         assert peer.ask() == worker
-    print(f"\n100 connections with 60 descriptors: {used:.2f} s of CPU in 2 s, and it serves again")
+    told = server.count("cannot accept")
+    print(
+        f"\nno descriptor left for 2 s: {used:.2f} s of CPU; of 40 who came then {answered} were answered afterwards, "
+        f"the others cut off, as was told {told} times"
+    )
     assert used < 0.5
+    # One for each attempt: after 10 ms, 20 ms, and so on.
+    assert 40 - answered == told < 12
 
 
 def test_a_full_accept_queue_makes_clients_wait_and_loses_none(service, app):  # noqa: F811
@@ -189,32 +210,39 @@ def test_a_full_accept_queue_makes_clients_wait_and_loses_none(service, app):  #
     assert swarm.failures == {}
 
 
-def test_a_full_disk_under_the_logs_stops_nothing(service, app):  # noqa: F811
-    (app / "app.py").write_text(WHO + "import sys\nopen('up', 'w').close()\n")
-    import subprocess
-
-    from tests.supervisor.conftest import COMMAND, SOURCE
-
-    with open("/dev/full", "w") as full:
-        process = subprocess.Popen(
-            [*COMMAND, "app.py", "--bind", f"unix://{app}/app.sock", "--workers", "2", "--log-level", "debug"],
-            cwd=app,
-            stderr=full,
-            env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        )
-    try:
-        wait_for(lambda: (app / "app.sock").exists() and (app / "up").exists())
-        for _ in range(20):
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.settimeout(10)
-                sock.connect(str(app / "app.sock"))
-                sock.sendall(b"hello\n")
-                assert sock.recv(100).endswith(b"hello\n")
-    finally:
-        process.terminate()
-        status = process.wait(15)
-    print(f"\n/dev/full as standard error, debug logs: 20 answers, exit status {status}")
-    assert status == 0
+def test_a_disk_that_the_logs_fill_stops_nothing_and_is_written_again_once_there_is_room(service, app):  # noqa: F811
+    disk = app / "disk"
+    disk.mkdir()
+    # Seen by these processes only, and gone with them (mount_namespaces(7)).
+    mounted = ["unshare", "--mount", "sh", "-ec", 'mount -t tmpfs -o size=128k tmpfs disk; exec "$@"', "sh"]
+    tried = subprocess.run([*mounted, "true"], cwd=app, capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"no disk of our own can be mounted here: {tried.stderr.strip()}")
+    options = ["--workers", "2", "--log-level", "debug", "--log-file", "disk/app.log"]
+    server = service(command=[*mounted, *COMMAND, "app.py", "--bind", "tcp://127.0.0.1:0", *options])
+    workers = server.workers()
+    disk = Path(f"/proc/{server.pid}/root{disk}")
+    log, former = disk / "app.log", disk / "former.log"
+    former.write_bytes(bytes(1 << 16))
+    with Swarm(server.port, CLIENTS) as swarm:
+        server.line("disk/app.log cannot be written: No space left on device; serving goes on", count=len(workers))
+        full = log.stat().st_size
+        swarm.wait_for(2000)
+        told = server.count("cannot be written")
+        assert log.stat().st_size == full
+        former.unlink()
+        wait_for(lambda: log.stat().st_size > full)
+        swarm.wait_for(200)
+    log.write_bytes(b"")
+    server.ask()
+    wait_for(lambda: b" connected to " in log.read_bytes())
+    print(
+        f"\na disk of 128 KiB under debug logs: {swarm.answers} answers, {dict(swarm.failures)}; full at {full} bytes, "
+        f"which was told {told} times by {1 + len(workers)} processes, and written again once there was room"
+    )
+    assert swarm.failures == {}
+    assert told <= 1 + len(workers)
+    assert server.workers() == workers
 
 
 def cpu_seconds(pid):

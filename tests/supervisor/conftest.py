@@ -8,15 +8,15 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
-COMMAND = [sys.executable, "-m", "longshore", "serve"]
+import running
+
+COMMAND = [*running.COMMAND, "serve"]
 
 #: A handler that says which process answers, on each line that it gets.
 WHO = """
@@ -31,10 +31,13 @@ class Service:
     """A program with workers in a process of its own, entered once it accepts; killed if it is left behind."""
 
     def __init__(self, command, cwd, **variables):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LONGSHORE_", "COV_"))}
-        environment = kept | {"PYTHONPATH": str(SOURCE), "PYTHONWARNINGS": "error", "TERM": "dumb"} | variables
         self.process = subprocess.Popen(
-            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            cwd=cwd,
+            env=running.environment(**variables),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         self.pid = self.process.pid
         self._lines = []

@@ -61,8 +61,9 @@ int gettimeofday(struct timeval *restrict found, void *restrict zone) {
 }
 """
 YEAR = 365 * 86_400
-FIRST_BYTE = 0.5
-BOUNDS = ["--worker-heartbeat", "5", "--worker-max-age", "1000", "--idle-timeout", "500"]
+#: Seconds for which each time stays, so that the supervisor looks at its workers meanwhile: four times a heartbeat.
+FIRST_BYTE = 1.0
+BOUNDS = ["--worker-heartbeat", "3", "--worker-max-age", "1000", "--idle-timeout", "500"]
 BOUNDS += ["--first-byte-timeout", str(FIRST_BYTE)]
 
 APP = """

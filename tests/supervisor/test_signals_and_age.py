@@ -77,7 +77,7 @@ def test_a_worker_that_has_grown_is_replaced_before_it_drains(service, app):
     (app / "app.py").write_text(
         WHO.replace("    while line", "    global kept\n    while line").replace(
             "        connection",
-            "        if line == b'grow\\n':\n            kept = b'x' * (200 << 20)\n        connection",
+            "        if line == b'grow\\n':\n            kept = [b'x' * 2**20 for _ in range(200)]\n        connection",
         )
     )
     server = service("--workers", "2", "--worker-heartbeat", "1", "--worker-max-memory", str(150 << 20))

@@ -35,13 +35,15 @@ def kill_under_load(server, swarm, times, seed=7):
     seconds = []
     count = len(server.workers())
     for number in range(1, times + 1):
-        victim = chosen.choice(server.workers())
+        workers = server.workers()
+        victim = chosen.choice(workers)
         began = time.monotonic()
         os.kill(victim, signal.SIGKILL)
         server.line(r"ended.*killed by SIGKILL", count=number, timeout=60)
         ready = count + number
         wait_for(lambda ready=ready: server.count(r"process \d+\) accepts") >= ready, timeout=60)
         seconds.append(time.monotonic() - began)
+        assert set(workers) - {victim} < set(server.workers())
         swarm.wait_for(50)
     return seconds
 

@@ -39,6 +39,33 @@ def test_a_thread_that_waits_for_a_job_is_not_counted_on_for_two():
     assert crew.close() == ()
 
 
+def test_threads_come_one_after_the_other_so_that_jobs_without_waits_need_few_of_them():
+    crew = Crew(lambda: None)
+    together = threading.Barrier(33)
+    with crew._ready:
+        # Nobody can take one yet, as the lock is held.
+        for number in range(32):
+            crew.submit(f"job {number}", together.wait)
+        assert len(crew._threads) == 1
+    # Each that finds more to do has called another one.
+    together.wait(20)
+    assert crew.close() == ()
+
+
+def test_where_the_system_has_no_thread_left_a_job_waits_for_those_that_there_are():
+    crew = Crew(lambda: None)
+    go, done = threading.Event(), threading.Event()
+    crew.submit("first", lambda: (go.wait(20), crew.submit("third", done.set)))
+    before = threading.stack_size(1 << 46)
+    try:
+        crew.submit("second", str)
+        go.set()
+        assert done.wait(20)
+    finally:
+        threading.stack_size(before)
+    assert crew.close() == ()
+
+
 def test_what_is_behind_waits_for_the_others_but_not_for_ever():
     crew = Crew(lambda: 1)
     go, done, order = threading.Event(), threading.Event(), []

@@ -454,3 +454,60 @@ TestLockModel = LockModel.TestCase
 TestLockModel.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 TestQueueModel = QueueModel.TestCase
 TestQueueModel.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+
+
+class Conduit:
+    """What a conduit was asked to do; it holds messages if it is said to."""
+
+    def __init__(self):
+        self.handed, self.gone = [], [False, False]
+        self.is_empty, self.is_closed = True, False
+
+    def hand_over(self, end, taker):
+        self.handed.append((end, taker))
+
+    def show(self, end, gone):
+        self.gone[end] = gone
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_a_pipe_has_one_conduit_while_anybody_is_there_or_anything_is_in_it_and_shows_who_is_gone(desk):
+    made = []
+    desk.core.conduits = lambda: made.append(Conduit()) or made[-1]
+    quay, deck = desk.client(1), desk.client(2)
+    desk.declare(quay, b"Pp")
+    desk.ask(quay, Verb.OPEN, b"Pp", number=0)
+    desk.ask(deck, Verb.OPEN, b"Pp", number=1)
+    (conduit,) = made
+    assert (conduit.handed, conduit.gone) == ([(0, quay), (1, deck)], [False, False])
+    desk.tell(quay, Verb.HANG_UP, b"Pp", number=0)
+    assert conduit.gone == [False, True]
+    desk.ask(quay, Verb.OPEN, b"Pp", number=0)
+    assert conduit.gone == [False, False]
+    conduit.is_empty = False
+    desk.gone(quay)
+    desk.gone(deck)
+    assert (conduit.gone, conduit.is_closed) == ([True, True], False)
+    late = desk.client(3)
+    desk.ask(late, Verb.OPEN, b"Pp", number=1)
+    assert (conduit.handed[-1], conduit.gone) == ((1, late), [False, True])
+    conduit.is_empty = True
+    desk.gone(late)
+    assert conduit.is_closed
+    desk.ask(desk.client(4), Verb.OPEN, b"Pp", number=0)
+    assert (len(made), made[1].gone) == (2, [True, False])
+
+
+def test_a_broker_that_has_no_descriptors_left_says_so_to_who_opens_a_pipe(desk):
+    def refuse():
+        raise OSError(24, "Too many open files")
+
+    desk.core.conduits = refuse
+    client = desk.client(1)
+    desk.declare(client, b"Pp")
+    name = desk.ask(client, Verb.OPEN, b"Pp", number=0)
+    assert desk.reply(client, name).status == Status.TOO_LARGE
+    assert b"Too many open files" in desk.reply(client, name).fields[0]
+    desk.gone(client)

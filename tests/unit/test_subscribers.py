@@ -1,4 +1,6 @@
+import errno
 import logging
+import sys
 
 from longshore.events import ConnectionClosed, ConnectionRejected, HandlerFailed
 from longshore.subscribers import Subscribers
@@ -73,3 +75,21 @@ def test_who_wants_some_kinds_of_events_hears_of_those_and_the_others_are_nobody
     assert [record.getMessage() for record in caplog.records] == ["Echo failed for 127.0.0.1:5"]
     leave()
     assert not subscribers.wants(ConnectionRejected)
+
+
+def test_a_failure_that_cannot_be_logged_for_want_of_a_descriptor_ends_nobody(monkeypatch):
+    class Refusing:
+        @staticmethod
+        def find_spec(name, path, target=None):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    def ends(event):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    subscribers = Subscribers()
+    subscribers.add(ends)
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "logging")
+        patch.setattr(sys, "meta_path", [Refusing])
+        subscribers.emit(FAILED)
+        Subscribers().emit(REJECTED)

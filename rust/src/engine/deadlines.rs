@@ -10,6 +10,8 @@ const RATE_GRACE: f64 = 5.0;
 /// Seconds; infinity where there is no deadline.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timeouts {
+    /// A TLS handshake.
+    pub handshake: f64,
     /// The first byte.
     pub first_byte: f64,
     /// Silence both ways while a handler waits.
@@ -29,6 +31,8 @@ pub struct Timeouts {
 pub enum Due {
     /// None will fall due.
     Never,
+    /// `handshake`
+    Handshake,
     /// `lifetime`
     Lifetime,
     /// `write`
@@ -48,6 +52,7 @@ impl Due {
     pub fn name(self) -> &'static str {
         match self {
             Due::Never => "",
+            Due::Handshake => "handshake",
             Due::Lifetime => "lifetime",
             Due::Write => "write",
             Due::Linger => "linger",
@@ -61,7 +66,10 @@ impl Due {
 /// When what happened last.
 #[derive(Debug)]
 pub struct Watch {
-    opened: f64,
+    /// When it was made.
+    pub opened: f64,
+    /// When its TLS handshake began, while that is made; since then when it was over, or when it was opened.
+    ready: f64,
     /// When bytes last moved, either way.
     pub last_byte: f64,
     /// When the peer last took output.
@@ -71,6 +79,8 @@ pub struct Watch {
     partial_bytes: u64,
     /// When we ended our side.
     pub closing_since: f64,
+    /// Whether a TLS handshake is being made.
+    handshaking: bool,
     /// Whether nothing has come yet.
     first: bool,
     /// Whether something came since the handler last waited.
@@ -86,16 +96,33 @@ impl Watch {
     pub fn new(now: f64) -> Self {
         Watch {
             opened: now,
+            ready: now,
             last_byte: now,
             last_progress: now,
             partial_since: f64::INFINITY,
             partial_bytes: 0,
             closing_since: f64::INFINITY,
+            handshaking: false,
             first: true,
             fresh: false,
             waiting: false,
             pending: false,
         }
+    }
+
+    /// A TLS handshake is to be made from now on.
+    pub fn begin_handshake(&mut self, now: f64) {
+        self.handshaking = true;
+        self.ready = now;
+    }
+
+    /// The TLS handshake is done: what comes is the first of the connection.
+    pub fn end_handshake(&mut self, now: f64) {
+        self.handshaking = false;
+        self.ready = now;
+        self.last_byte = now;
+        self.first = true;
+        self.whole();
     }
 
     /// `count` bytes came.
@@ -152,6 +179,10 @@ impl Watch {
             }
         };
         look(self.opened + limits.lifetime, Due::Lifetime);
+        if self.handshaking {
+            look(self.ready + limits.handshake, Due::Handshake);
+            return found;
+        }
         if self.pending {
             look(self.last_progress + limits.write, Due::Write);
         }
@@ -162,7 +193,7 @@ impl Watch {
             }
         } else if self.waiting {
             if self.first {
-                look(self.opened + limits.first_byte, Due::FirstByte);
+                look(self.ready + limits.first_byte, Due::FirstByte);
             }
             if !self.pending {
                 // What the peer leaves untaken is for `write` to judge: it is not silence.
@@ -180,8 +211,26 @@ impl Watch {
 mod tests {
     use super::*;
 
-    const LIMITS: Timeouts =
-        Timeouts { first_byte: 60.0, idle: 600.0, write: 30.0, lifetime: f64::INFINITY, linger: 2.0, min_rate: 100.0 };
+    const LIMITS: Timeouts = Timeouts {
+        handshake: 10.0,
+        first_byte: 60.0,
+        idle: 600.0,
+        write: 30.0,
+        lifetime: f64::INFINITY,
+        linger: 2.0,
+        min_rate: 100.0,
+    };
+
+    #[test]
+    fn a_handshake_has_its_own_time_and_the_first_byte_its_own_after_it() {
+        let mut watch = Watch::new(0.0);
+        watch.begin_handshake(1.0);
+        watch.received(500, 2.0);
+        watch.wait(2.0);
+        assert_eq!(watch.deadline(&LIMITS), (11.0, Due::Handshake));
+        watch.end_handshake(8.0);
+        assert_eq!(watch.deadline(&LIMITS), (68.0, Due::FirstByte));
+    }
 
     #[test]
     fn nothing_is_due_while_a_handler_works() {

@@ -1,8 +1,8 @@
 //! The ledger of lent locks: words of memory that a broker and its clients share, changed by atomic steps alone.
 //!
 //! `longshore.shared.ledger` says what each step means, and is the same in Python.  A word is 0, or a client's number
-//! above and the number of its holder below, 0 where the client has the lock and nobody holds it.  The first word is
-//! the last fence.
+//! above and a state below: of a lock, the number of its holder, 0 where the client has the lock and nobody holds it; of
+//! a journal, where it ends.  The first word is the last fence.
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -12,8 +12,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 /// The words; shared memory is mapped by whoever owns it.
 pub struct Ledger<'a>(pub &'a [AtomicU64]);
 
-fn word(client: u32, holder: u32) -> u64 {
-    u64::from(client) << 32 | u64::from(holder)
+fn word(client: u32, state: u32) -> u64 {
+    u64::from(client) << 32 | u64::from(state)
 }
 
 impl Ledger<'_> {
@@ -22,34 +22,27 @@ impl Ledger<'_> {
         self.0.first().map_or(0, |last| last.fetch_add(1, SeqCst) + 1)
     }
 
-    /// The broker: let `client`, one of whose holders has the lock, be its own broker for it.
-    pub fn lend(&self, slot: usize, client: u32, holder: u32) {
+    /// The broker: lend the word to `client`, in `state`.
+    pub fn lend(&self, slot: usize, client: u32, state: u32) {
         if let Some(place) = self.0.get(slot) {
-            place.store(word(client, holder), SeqCst);
+            place.store(word(client, state), SeqCst);
         }
     }
 
-    /// The broker: take it back; the holder that has it, or 0.
+    /// The broker: take it back; the state that it was in, or 0.
     pub fn take_back(&self, slot: usize) -> u32 {
         self.0.get(slot).map_or(0, |place| place.swap(0, SeqCst) as u32)
     }
 
-    /// The holder that has it now, or 0.
-    pub fn holder(&self, slot: usize) -> u32 {
+    /// The state that it is in, or 0.
+    pub fn state(&self, slot: usize) -> u32 {
         self.0.get(slot).map_or(0, |place| place.load(SeqCst) as u32)
     }
 
-    /// The client: take the lock, if it is still lent and nobody holds it.
-    pub fn take(&self, slot: usize, client: u32, holder: u32) -> bool {
-        self.step(slot, word(client, 0), word(client, holder))
-    }
-
-    /// The client: let go of it, if it is still lent.
-    pub fn give(&self, slot: usize, client: u32, holder: u32) -> bool {
-        self.step(slot, word(client, holder), word(client, 0))
-    }
-
-    fn step(&self, slot: usize, from: u64, to: u64) -> bool {
+    /// The client: from one state to another, if it is still lent, and in that one.  What was written before is seen by
+    /// whoever sees the new state.
+    pub fn step(&self, slot: usize, client: u32, from: u32, to: u32) -> bool {
+        let (from, to) = (word(client, from), word(client, to));
         self.0.get(slot).is_some_and(|place| place.compare_exchange(from, to, SeqCst, SeqCst).is_ok())
     }
 }
@@ -73,14 +66,14 @@ mod tests {
         let words: Vec<AtomicU64> = (0..3).map(AtomicU64::new).collect();
         let ledger = Ledger(&words);
         ledger.lend(1, 7, 5);
-        assert!(!ledger.take(1, 7, 6));
-        assert!(ledger.give(1, 7, 5));
-        assert!(!ledger.take(1, 8, 5));
-        assert!(ledger.take(1, 7, 6));
+        assert!(!ledger.step(1, 7, 0, 6));
+        assert!(ledger.step(1, 7, 5, 0));
+        assert!(!ledger.step(1, 8, 0, 5));
+        assert!(ledger.step(1, 7, 0, 6));
         assert_eq!(ledger.take_back(1), 6);
-        assert!(!ledger.give(1, 7, 6));
-        assert!(!ledger.take(1, 7, 6));
-        assert_eq!(ledger.holder(1), 0);
+        assert!(!ledger.step(1, 7, 6, 0));
+        assert!(!ledger.step(1, 7, 0, 6));
+        assert_eq!(ledger.state(1), 0);
     }
 
     #[test]
@@ -90,7 +83,7 @@ mod tests {
             let ledger = Ledger(&words);
             ledger.lend(1, 7, 0);
             let (taken, holder) = std::thread::scope(|scope| {
-                let client = scope.spawn(|| ledger.take(1, 7, 5));
+                let client = scope.spawn(|| ledger.step(1, 7, 0, 5));
                 let holder = ledger.take_back(1);
                 (client.join().is_ok_and(|taken| taken), holder)
             });

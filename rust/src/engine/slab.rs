@@ -1,37 +1,39 @@
 //! Places with generations: a token of something that is gone never finds what took its place.
 
-/// The name of one thing in a [`Slab`]; never given twice.
+use std::num::NonZeroU64;
+
+/// The name of one thing in a [`Slab`]; never given twice, and never zero, so that a place for one may be empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Token(u64);
+pub struct Token(NonZeroU64);
 
 impl Token {
     /// The token as a number, for the kernel to keep.
     pub fn as_u64(self) -> u64 {
-        self.0
+        self.0.get()
     }
 
     /// The token that was kept as a number.
     pub fn from_u64(number: u64) -> Self {
-        Token(number)
+        Token(NonZeroU64::new(number).unwrap_or(NonZeroU64::MAX))
     }
 
     fn new(index: u32, generation: u32) -> Self {
-        Token(u64::from(index) | u64::from(generation) << 32)
+        Token::from_u64(u64::from(index) | u64::from(generation) << 32)
     }
 
     /// Where it is: a number below that of all things that were ever in at once.
     pub fn index(self) -> usize {
-        (self.0 & 0xFFFF_FFFF) as usize
+        (self.as_u64() & 0xFFFF_FFFF) as usize
     }
 
     fn generation(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.as_u64() >> 32) as u32
     }
 }
 
 #[derive(Debug)]
 struct Slot<T> {
-    /// Counts the inhabitants, so that a stale token is noticed.
+    /// Counts the inhabitants from one, so that a stale token is noticed.
     generation: u32,
     value: Option<T>,
 }
@@ -59,8 +61,8 @@ impl<T> Slab<T> {
             return Token::new(index, slot.generation);
         }
         let index = self.slots.len() as u32;
-        self.slots.push(Slot { generation: 0, value: Some(value) });
-        Token::new(index, 0)
+        self.slots.push(Slot { generation: 1, value: Some(value) });
+        Token::new(index, 1)
     }
 
     /// What the token names, unless it is gone.
@@ -84,7 +86,7 @@ impl<T> Slab<T> {
             return None;
         }
         let value = slot.value.take()?;
-        slot.generation = slot.generation.wrapping_add(1);
+        slot.generation = slot.generation.wrapping_add(1).max(1);
         self.free.push(token.index() as u32);
         Some(value)
     }

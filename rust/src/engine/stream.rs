@@ -20,7 +20,9 @@ use super::buffer::{Input, Pool};
 use super::counters::Counters;
 use super::deadlines::{Timeouts, Watch};
 use super::framing::Framing;
+use super::outcomes::{Effects, Read};
 use super::poller::{Poller, READ, WRITE};
+use super::sealing::Seal;
 use super::slab::Token;
 use super::wheel::Wheel;
 
@@ -69,66 +71,6 @@ pub struct Options {
     pub max_pending: usize,
 }
 
-/// What has to be told after a call; the driver does it once no part of the engine is borrowed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[must_use]
-pub struct Effects {
-    /// Pending output fell to where writing may go on.
-    pub drained: bool,
-    /// Pending output has come near its limit, for the first time since it was last far below.
-    pub near: bool,
-    /// The stream is gone: close its descriptor, and tell.
-    pub finished: bool,
-    /// The error that ended it, unless it was ending already.
-    pub error: Option<Errno>,
-}
-
-impl Effects {
-    /// Whether there is nothing to tell.
-    #[inline]
-    pub fn is_empty(self) -> bool {
-        !self.drained && !self.near && !self.finished && self.error.is_none()
-    }
-
-    /// Both.
-    pub fn and(self, other: Effects) -> Effects {
-        Effects {
-            drained: self.drained || other.drained,
-            near: self.near || other.near,
-            finished: self.finished || other.finished,
-            error: self.error.or(other.error),
-        }
-    }
-}
-
-/// What reading has found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
-    /// Nothing to tell.
-    Nothing,
-    /// Input came, or its end.
-    Arrived,
-    /// The stream is gone.
-    Gone(Effects),
-}
-
-/// The next thing to do with the messages of a stream.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Step<'a> {
-    /// Handle this one.
-    Message(&'a [u8]),
-    /// Wait for more.
-    Dry,
-    /// Wait until the peer takes its replies.
-    Held,
-    /// Nothing any more: the stream is not open.
-    Over,
-    /// The peer has ended its side, and all was handled.
-    PeerClosed,
-    /// What came is no message.
-    Bad,
-}
-
 /// One stream.
 #[derive(Debug)]
 pub struct Stream {
@@ -142,6 +84,8 @@ pub struct Stream {
     /// What is to be sent, from `wire_start` on.
     pub(super) wire: Vec<u8>,
     pub(super) wire_start: usize,
+    /// What is between the wire and its user, if it speaks TLS.
+    pub(super) seal: Option<Box<Seal>>,
     /// What was never sent, once it is gone.
     lost: usize,
     /// Whether output waits for the end of the present callback.
@@ -204,6 +148,7 @@ impl Stream {
             input: Input::new(options.framing),
             wire: Vec::new(),
             wire_start: 0,
+            seal: None,
             lost: 0,
             deferred: false,
             blocked: false,
@@ -233,7 +178,8 @@ impl Stream {
     /// Bytes written that the kernel has not taken.
     #[inline]
     pub fn pending(&self) -> usize {
-        self.wire.len() - self.wire_start + self.lost
+        let plain = self.seal.as_ref().map_or(0, |seal| seal.plain.len());
+        self.wire.len() - self.wire_start + plain + self.lost
     }
 
     /// Whether more may be written.
@@ -277,6 +223,9 @@ impl Stream {
 
     #[inline]
     pub(super) fn read<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, now: f64) -> Read {
+        if self.seal.is_some() && self.state != State::Closing {
+            return self.read_sealed(kit, token, now);
+        }
         // SAFETY: as in `borrowed`, which cannot be used here as the input is borrowed besides.
         let fd = unsafe { BorrowedFd::borrow_raw(self.fd) };
         let room = self.input.room(kit.pool);
@@ -308,14 +257,8 @@ impl Stream {
             return Read::Gone(self.finish(kit));
         }
         if count > 0 {
-            self.received += count as u64;
-            kit.counters.received += count as u64;
-            self.watch.received(count, now);
+            self.came(kit, token, count, now);
             self.owing = true;
-            if self.timeouts.min_rate > 0.0 {
-                // A message has begun, and with it a time in which it has to come.
-                self.arm(kit, token);
-            }
         } else {
             self.input.ended = true;
         }
@@ -323,22 +266,31 @@ impl Stream {
         Read::Arrived
     }
 
+    /// Bytes came.
+    #[inline]
+    pub(super) fn came<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, count: usize, now: f64) {
+        self.received += count as u64;
+        kit.counters.received += count as u64;
+        self.watch.received(count, now);
+        if self.timeouts.min_rate > 0.0 {
+            // A message has begun, and with it a time in which it has to come.
+            self.arm(kit, token);
+        }
+    }
+
     #[inline]
     pub(super) fn reply<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, message: &[u8], now: f64) -> Option<Effects> {
         if !self.writable() || self.pending() > self.max_pending {
             return None;
         }
-        if self.wire.capacity() == 0 {
-            self.wire = kit.pool.take();
-        }
-        if !self.input.framing().encode(message, &mut self.wire) {
+        if !self.input.framing().encode(message, output(&mut self.wire, &mut self.seal, kit.pool)) {
             return None;
         }
         self.owing = false;
         if self.corked {
             return Some(Effects::default());
         }
-        if self.coalescing && self.input.unread() && self.wire.len() - self.wire_start < COALESCE {
+        if self.coalescing && self.input.unread() && self.pending() < COALESCE {
             self.put_off(kit, token);
             return Some(Effects::default());
         }
@@ -361,11 +313,8 @@ impl Stream {
             return Some(Effects::default());
         }
         self.owing = false;
-        if self.wire.capacity() == 0 {
-            self.wire = kit.pool.take();
-        }
-        self.wire.extend_from_slice(data);
-        if self.coalescing && self.input.unread() && self.wire.len() - self.wire_start < COALESCE {
+        output(&mut self.wire, &mut self.seal, kit.pool).extend_from_slice(data);
+        if self.coalescing && self.input.unread() && self.pending() < COALESCE {
             self.put_off(kit, token);
             return Some(Effects::default());
         }
@@ -386,9 +335,17 @@ impl Stream {
         if self.state == State::Closed {
             return Effects::default();
         }
-        let before = self.wire.len() - self.wire_start;
+        if self.seal.as_ref().is_some_and(|seal| seal.is_due()) {
+            return Effects { sealing: true, ..Effects::default() };
+        }
+        self.transmit(kit, token, self.pending(), now)
+    }
+
+    /// Send what is on the wire; `before` are the bytes that were pending before.
+    #[inline]
+    pub(super) fn transmit<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, before: usize, now: f64) -> Effects {
         let mut effects = Effects::default();
-        if before > 0 {
+        if self.wire.len() > self.wire_start {
             let sent = send(self.borrowed(), &self.wire[self.wire_start..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
             let count = match sent {
                 Ok(count) => count,
@@ -396,7 +353,11 @@ impl Stream {
                 Err(error) => return self.broken(kit, error),
             };
             self.wire_start += count;
-            let left = before - count;
+            if self.wire_start == self.wire.len() {
+                self.wire_start = 0;
+                kit.pool.give(std::mem::take(&mut self.wire));
+            }
+            let left = self.pending();
             if count > 0 {
                 self.sent += count as u64;
                 kit.counters.sent += count as u64;
@@ -412,8 +373,6 @@ impl Stream {
                 self.arm(kit, token);
             } else {
                 self.near = false;
-                self.wire_start = 0;
-                kit.pool.give(std::mem::take(&mut self.wire));
                 if was_blocked {
                     // Silence counts again, and may be due before the timer that was for the peer's progress.
                     self.arm(kit, token);
@@ -445,8 +404,11 @@ impl Stream {
     /// Go on with what waits for the last byte to leave: our end of the stream, then the linger.
     #[inline]
     fn output_sent<T>(&mut self, kit: &mut Kit<'_, T>) -> Effects {
-        if !self.write_ended || self.state == State::Closed || self.wire.len() > self.wire_start {
+        if !self.write_ended || self.state == State::Closed || self.pending() > 0 {
             return Effects::default();
+        }
+        if self.seal.as_mut().is_some_and(|seal| seal.takes_leave()) {
+            return Effects { farewell: true, ..Effects::default() };
         }
         if !self.shut {
             self.shut = true;
@@ -482,7 +444,7 @@ impl Stream {
     }
 
     /// The system ended it.
-    fn broken<T>(&mut self, kit: &mut Kit<'_, T>, error: Errno) -> Effects {
+    pub(super) fn broken<T>(&mut self, kit: &mut Kit<'_, T>, error: Errno) -> Effects {
         let known = self.state == State::Closing;
         if matches!(error, Errno::CONNRESET | Errno::PIPE) {
             kit.counters.resets += 1;
@@ -514,9 +476,10 @@ impl Stream {
         if let Some(timer) = self.timer.take() {
             kit.wheel.cancel(timer);
         }
-        self.lost = self.wire.len() - self.wire_start;
+        self.lost = self.pending();
         self.wire_start = 0;
         kit.pool.give(std::mem::take(&mut self.wire));
+        self.seal = None;
         self.input.settle(kit.pool);
     }
 
@@ -533,7 +496,7 @@ impl Stream {
                 !self.input.ended
                     && !self.held
                     && (self.hungry || self.input.size() < CHUNK.min(self.max_pending))
-                    && self.wire.len() - self.wire_start <= self.max_pending
+                    && self.pending() <= self.max_pending
             }
         };
         if reads {
@@ -572,4 +535,17 @@ impl Stream {
         self.armed = when;
         self.timer = Some(kit.wheel.add(when, Ok(token)));
     }
+}
+
+/// Where what is written goes: to the wire, or to what is sealed first.
+#[inline]
+fn output<'a>(wire: &'a mut Vec<u8>, seal: &'a mut Option<Box<Seal>>, pool: &mut Pool) -> &'a mut Vec<u8> {
+    let output = match seal {
+        None => wire,
+        Some(seal) => &mut seal.plain,
+    };
+    if output.capacity() == 0 {
+        *output = pool.take();
+    }
+    output
 }

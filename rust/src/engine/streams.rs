@@ -10,15 +10,16 @@ use rustix::net::sockopt;
 use super::buffer::{Message, Pool};
 use super::counters::Counters;
 use super::deadlines::Due;
+use super::outcomes::{Effects, Read, Step};
 use super::poller::Poller;
 use super::slab::{Slab, Token};
-use super::stream::{Effects, Kit, Options, Read, State, Step, Stream};
+use super::stream::{Kit, Options, State, Stream};
 use super::wheel::Wheel;
 
 /// All streams of one reactor, and what they share.
 #[derive(Debug)]
 pub struct Engine<T> {
-    streams: Slab<Box<Stream>>,
+    pub(super) streams: Slab<Box<Stream>>,
     /// What waits for the kernel; none once the reactor is closed.
     pub poller: Option<Arc<Poller>>,
     /// What falls due: a stream's deadline, or something of the driver's.
@@ -27,7 +28,7 @@ pub struct Engine<T> {
     pub counters: Counters,
     /// Streams whose output was put off.
     pub dirty: VecDeque<Token>,
-    pool: Pool,
+    pub(super) pool: Pool,
 }
 
 impl<T> Engine<T> {
@@ -82,7 +83,7 @@ impl<T> Engine<T> {
     }
 
     #[inline]
-    fn with<R: Default>(&mut self, token: Token, call: impl FnOnce(&mut Stream, &mut Kit<'_, T>) -> R) -> R {
+    pub(super) fn with<R: Default>(&mut self, token: Token, call: impl FnOnce(&mut Stream, &mut Kit<'_, T>) -> R) -> R {
         let Some(stream) = self.streams.get_mut(token) else { return R::default() };
         let mut kit = Kit {
             poller: self.poller.as_deref(),

@@ -15,7 +15,6 @@ use pyo3::types::{PyBytes, PyList};
 
 use super::reactor::Work;
 use super::stream::Stream;
-use super::words;
 use crate::engine::{Effects, State, Step};
 
 /// Messages that one connection may have handled before the others get their turn.
@@ -322,7 +321,10 @@ impl Stream {
     #[cold]
     fn input_failed(&self, callee: &Callee<'_>, malformed: bool) -> PyResult<()> {
         let py = callee.call.py();
-        let error = if malformed { self.malformed(py) } else { words::PEER_CLOSED.error(py, (&self.peer,)) };
+        if !malformed {
+            return callee.receiver.call_method0(intern!(py, "input_ended")).map(drop);
+        }
+        let error = self.malformed(py);
         callee.receiver.call_method1(intern!(py, "input_failed"), (error.into_value(py),)).map(drop)
     }
 }

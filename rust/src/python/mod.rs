@@ -9,10 +9,12 @@ mod cell;
 mod datagrams;
 mod dispatch;
 mod greenlets;
+mod incoming;
 mod input;
 mod ledger;
 mod reactor;
 mod reactor_methods;
+mod sealing;
 mod sender;
 mod shortcuts;
 mod stream;
@@ -53,6 +55,8 @@ mod _native {
     use super::arrival::Arrival;
     #[pymodule_export]
     use super::datagrams::Datagrams;
+    #[pymodule_export]
+    use super::incoming::Incoming;
     #[pymodule_export]
     use super::input::Framing;
     #[pymodule_export]

@@ -248,6 +248,7 @@ impl Reactor {
             Ok(timeouts.getattr(name)?.extract::<Option<f64>>()?.unwrap_or(none))
         };
         let native = Arc::new(Timeouts {
+            handshake: seconds("handshake", f64::INFINITY)?,
             first_byte: seconds("first_byte", f64::INFINITY)?,
             idle: seconds("idle", f64::INFINITY)?,
             write: seconds("write", f64::INFINITY)?,

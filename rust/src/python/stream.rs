@@ -12,6 +12,7 @@ use super::arrival::Arrival;
 use super::cell::GilCell;
 use super::dispatch::Plan;
 use super::greenlets;
+use super::incoming::Socket;
 use super::reactor::{Core, Reactor, Work};
 use super::taking::Taking;
 use super::words;
@@ -21,11 +22,14 @@ use crate::engine::{Engine, Token};
 /// What a stream holds of Python, and what of it changes.
 #[derive(Default)]
 pub struct Own {
-    pub socket: Option<Py<PyAny>>,
+    /// What it stands on; nothing once that is closed and had no object.
+    pub socket: Option<Socket>,
     pub sink: Option<Py<PyAny>>,
     pub framing: Option<Py<PyAny>>,
     pub cause: Option<Py<PyAny>>,
     pub error: Option<Py<PyAny>>,
+    /// What has the keys, if it speaks TLS.
+    pub tls: Option<Py<PyAny>>,
     /// Whom to hand the messages to.
     pub plan: Option<Plan>,
     /// Whom to call once when something happens, in place of the sink.
@@ -33,11 +37,18 @@ pub struct Own {
     /// Whether that is for input: then it is wanted until the waiter is called.
     pub expecting: bool,
     /// The same, where there are several.
-    pub more_waiters: Box<[Py<PyAny>]>,
+    #[allow(clippy::box_collection)] // hardly any stream has some, and each has the place
+    pub more_waiters: Option<Box<Vec<Py<PyAny>>>>,
     /// Whether whoever waits is called when the others had their turn.
     pub resting: bool,
     /// What takes input in a coroutine, to be used again.
     pub taking: Option<Py<Taking>>,
+}
+
+impl AsMut<Option<Socket>> for Own {
+    fn as_mut(&mut self) -> &mut Option<Socket> {
+        &mut self.socket
+    }
 }
 
 /// A stream socket owned by a native reactor; every method belongs to the reactor's thread.
@@ -56,6 +67,8 @@ pub struct Stream {
 /// When bytes last moved, and whether a handler waits: what others may know of a native stream's deadlines.
 #[pyclass(frozen, module = "longshore._native", get_all)]
 pub struct Watch {
+    /// When the connection was taken.
+    pub opened: f64,
     /// When bytes last moved.
     pub last_byte: f64,
     /// Whether a handler waits for input.
@@ -122,8 +135,11 @@ impl Stream {
         match read {
             Read::Nothing => Ok(()),
             Read::Gone(effects) => Self::apply(slf, effects),
-            Read::Arrived => {
-                let told = Self::arrived(slf, direct, now);
+            Read::Arrived | Read::Sealed => {
+                let told = match read {
+                    Read::Sealed => Self::unseal(slf, direct, now),
+                    _ => Self::arrived(slf, direct, now),
+                };
                 let me = slf.get();
                 me.with(slf.py(), |core| core.engine.settle(me.token));
                 told
@@ -176,7 +192,7 @@ impl Stream {
         if self.own.with(py, |own| std::mem::take(&mut own.expecting)) {
             self.want_input(py, false)?;
         }
-        for waiter in more {
+        for waiter in more.into_iter().flat_map(|more| *more) {
             self.reactor().later(py, Work::Call(waiter));
         }
         if direct {
@@ -235,6 +251,12 @@ impl Stream {
         if effects.near {
             me.tell(py, intern!(py, "near"))?;
         }
+        if effects.sealing {
+            Self::seal(slf)?;
+        }
+        if effects.farewell {
+            Self::take_leave(slf)?;
+        }
         if effects.drained {
             if me.own.with(py, |own| own.plan.is_some()) {
                 me.tell(py, intern!(py, "drained"))?;
@@ -264,9 +286,12 @@ impl Stream {
     pub fn gone(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let me = slf.get();
-        let socket = me.own.with(py, |own| own.socket.as_ref().map(|socket| socket.clone_ref(py)));
+        let socket = me.own.with(py, |own| match &own.socket {
+            Some(Socket::Object(object)) => Some(Socket::Object(object.clone_ref(py))),
+            _ => own.socket.take(),
+        });
         if let Some(socket) = socket {
-            socket.bind(py).call_method0(intern!(py, "close"))?;
+            socket.close(py)?;
         }
         me.farewell(slf)
     }
@@ -312,6 +337,9 @@ impl Stream {
         }
         let error = words::OVERDUE.error(py, (due.name(), me.timeouts.clone_ref(py), me.peer.clone_ref(py)));
         let error = Some(error.into_value(py).into_any());
+        if due == Due::Handshake {
+            return Self::end_with(slf, intern!(py, "handshake").clone().into_any().unbind(), error, false);
+        }
         let cause = intern!(py, "timeout").clone().into_any().unbind();
         if due == Due::Write {
             return Self::end_with(slf, cause, error, true);
@@ -334,10 +362,16 @@ impl Stream {
     }
 
     pub fn failure_error(&self, py: Python<'_>) -> PyErr {
-        match self.own.with(py, |own| own.error.as_ref().map(|error| error.clone_ref(py))) {
-            Some(error) => PyErr::from_value(error.into_bound(py)),
-            None => words::CLOSED.error(py, (self.peer.clone_ref(py),)),
+        let (error, cause) = self.own.with(py, |own| {
+            let error = own.error.as_ref().map(|error| error.clone_ref(py));
+            (error, own.cause.as_ref().map(|cause| cause.clone_ref(py)))
+        });
+        if let Some(error) = error {
+            return PyErr::from_value(error.into_bound(py));
         }
+        let by_peer = cause.is_some_and(|cause| cause.bind(py).eq("peer closed").unwrap_or(false));
+        let word = if by_peer { &words::PEER_CLOSED } else { &words::CLOSED };
+        word.error(py, (self.peer.clone_ref(py),))
     }
 }
 

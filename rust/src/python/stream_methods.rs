@@ -7,6 +7,7 @@ use pyo3::types::{PyBytes, PyString};
 
 use super::cell::GilCell;
 use super::dispatch::Plan;
+use super::incoming::Socket;
 use super::reactor::{Reactor, Work};
 use super::stream::{Own, Stream, Watch};
 use super::words;
@@ -16,7 +17,7 @@ use crate::engine::{Options, Read, State};
 #[pymethods]
 impl Stream {
     #[new]
-    #[pyo3(signature = (reactor, sock, peer, sink, limits, timeouts, framing))]
+    #[pyo3(signature = (reactor, sock, peer, sink, limits, timeouts, framing, tls = None))]
     #[allow(clippy::too_many_arguments)] // they are those of `reactor.stream`
     fn new(
         py: Python<'_>,
@@ -27,13 +28,15 @@ impl Stream {
         limits: Bound<'_, PyAny>,
         timeouts: Bound<'_, PyAny>,
         framing: Bound<'_, PyAny>,
+        tls: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let rust = reactor.get();
         let Some(native) = rust.framing(py, &framing)? else {
             return Err(words::NO_FRAMING.error(py, ()));
         };
+        let socket = Socket::take(sock)?;
         let options = Options {
-            fd: sock.call_method0(intern!(py, "fileno"))?.extract()?,
+            fd: socket.descriptor(py)?,
             framing: native,
             timeouts: rust.timeouts(py, &timeouts)?,
             max_pending: limits.getattr(intern!(py, "max_pending_bytes"))?.extract()?,
@@ -47,9 +50,10 @@ impl Stream {
             limits: limits.unbind(),
             timeouts: timeouts.unbind(),
             own: GilCell::new(Own {
-                socket: Some(sock.unbind()),
+                socket: Some(socket),
                 sink: Some(sink),
                 framing: Some(framing.unbind()),
+                tls,
                 ..Own::default()
             }),
         })
@@ -61,10 +65,10 @@ impl Stream {
         self.reactor.clone_ref(py)
     }
 
-    /// The socket, for its options and names.
+    /// The socket, for its options and names; its object is made when somebody asks for it first.
     #[getter]
-    fn socket(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        self.own.with(py, |own| own.socket.as_ref().map(|socket| socket.clone_ref(py)))
+    fn socket(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        Socket::object(py, &self.own)
     }
 
     /// What came and is not consumed: a native stream answers for that itself.
@@ -73,10 +77,10 @@ impl Stream {
         slf
     }
 
-    /// A native stream speaks no TLS.
+    /// What seals and unseals, if it speaks TLS.
     #[getter]
-    fn tls(&self) -> Option<Py<PyAny>> {
-        None
+    fn tls(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.own.with(py, |own| own.tls.as_ref().map(|tls| tls.clone_ref(py)))
     }
 
     /// One of `lifecycle.CONNECTION`.
@@ -121,6 +125,11 @@ impl Stream {
         self.engine(py, |stream| stream.pending())
     }
 
+    /// Bytes received, sent, and written that the kernel has not taken.
+    fn traffic(&self, py: Python<'_>) -> (u64, u64, usize) {
+        self.engine(py, |stream| (stream.received, stream.sent, stream.pending()))
+    }
+
     /// Messages that `dispatch` has handed out.
     #[getter]
     fn messages(&self, py: Python<'_>) -> u64 {
@@ -163,25 +172,40 @@ impl Stream {
     /// What others may know of its deadlines.
     #[getter]
     fn watch(&self, py: Python<'_>) -> Watch {
-        let (last_byte, waiting) = self.engine(py, |stream| (stream.watch.last_byte, stream.watch.waiting));
-        Watch { last_byte, waiting, timeouts: self.timeouts.clone_ref(py) }
+        let (opened, last_byte, waiting) =
+            self.engine(py, |stream| (stream.watch.opened, stream.watch.last_byte, stream.watch.waiting));
+        Watch { opened, last_byte, waiting, timeouts: self.timeouts.clone_ref(py) }
     }
 
-    /// Begin.
+    /// Begin: with the TLS handshake if there is a session, else ready at once.
     fn start(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let me = slf.get();
         me.reactor().adopt(py, me.token, slf.clone().unbind());
+        if let Some(session) = me.tls(py)? {
+            return Self::begin_tls(slf, session);
+        }
         me.with(py, |core| core.engine.start(me.token));
         me.tell(py, intern!(py, "opened"))?;
         me.with(py, |core| core.engine.update(me.token));
         Ok(())
     }
 
-    /// Speak TLS from the next byte on: on a portable stream, which takes the place of this one.
+    /// Speak TLS from the next byte on; the sink's `opened` tells when the handshake is done.
+    ///
+    /// What is buffered was sent after the peer asked for TLS, so it can only belong to the handshake: it is given to
+    /// it, and plaintext that somebody slipped in makes it fail.
     fn start_tls(slf: &Bound<'_, Self>, session: Bound<'_, PyAny>) -> PyResult<()> {
-        let stream = words::HAND_OVER.get(slf.py())?.call1((slf,))?;
-        stream.call_method1("start_tls", (session,)).map(drop)
+        let py = slf.py();
+        let me = slf.get();
+        if me.state(py) != State::Open {
+            return Err(me.failure_error(py));
+        }
+        let early = me.engine(py, |stream| stream.input.take_all());
+        if !early.is_empty() {
+            session.call_method1(intern!(py, "feed"), (PyBytes::new(py, &early),))?;
+        }
+        Self::begin_tls(slf, session.unbind())
     }
 
     /// Say whether a handler waits for input: it is what `idle` counts, and it always reads on.
@@ -203,9 +227,7 @@ impl Stream {
             if own.waiter.is_none() {
                 own.waiter = Some(waiter);
             } else {
-                let mut more = std::mem::take(&mut own.more_waiters).into_vec();
-                more.push(waiter);
-                own.more_waiters = more.into();
+                own.more_waiters.get_or_insert_default().push(waiter);
             }
         });
         Ok(())
@@ -305,7 +327,7 @@ impl Stream {
         let (first, more, expecting) = self.own.with(py, |own| {
             (own.waiter.take(), std::mem::take(&mut own.more_waiters), std::mem::take(&mut own.expecting))
         });
-        for (place, parked) in first.into_iter().chain(more).enumerate() {
+        for (place, parked) in first.into_iter().chain(more.into_iter().flat_map(|more| *more)).enumerate() {
             let expects = expecting && place == 0;
             if !parked.bind(py).eq(&waiter)? {
                 self.park(py, parked)?;
@@ -412,6 +434,9 @@ impl Stream {
         if me.state(py) != State::Open {
             return Err(words::CLOSED.error(py, (me.peer.clone_ref(py),)));
         }
+        if me.tls(py)?.is_some() {
+            return Err(words::BOUND.error(py, ()));
+        }
         Self::flush(slf)?;
         let (unread, socket) = Self::release(slf)?;
         me.farewell(slf)?;
@@ -433,8 +458,7 @@ impl Stream {
             core.engine.release(me.token);
             unread.unwrap_or_default()
         });
-        let socket = me.own.with(py, |own| own.socket.as_ref().map(|socket| socket.clone_ref(py)));
-        let socket = socket.ok_or_else(|| me.failure_error(py))?;
+        let socket = Socket::object(py, &me.own)?;
         Ok((PyBytes::new(py, &unread), socket))
     }
 
@@ -457,10 +481,13 @@ impl Stream {
         visit.call(&self.timeouts)?;
         self.own
             .visit(|own| {
-                for object in [&own.socket, &own.sink, &own.framing, &own.cause, &own.error, &own.waiter] {
+                if let Some(Socket::Object(object)) = &own.socket {
                     visit.call(object)?;
                 }
-                for waiter in &own.more_waiters {
+                for object in [&own.sink, &own.framing, &own.cause, &own.error, &own.tls, &own.waiter] {
+                    visit.call(object)?;
+                }
+                for waiter in own.more_waiters.iter().flat_map(|more| more.iter()) {
                     visit.call(waiter)?;
                 }
                 visit.call(&own.taking)?;
@@ -470,6 +497,13 @@ impl Stream {
     }
 
     fn __clear__(&self, py: Python<'_>) {
-        let _all = self.own.with(py, std::mem::take);
+        let _all = self.own.with(py, |own| {
+            let mut all = std::mem::take(own);
+            // What is ours alone keeps nothing alive, and is closed with the stream, whom the poller has to forget first.
+            if let Some(Socket::Bare(_)) = all.socket {
+                own.socket = all.socket.take();
+            }
+            all
+        });
     }
 }

@@ -149,7 +149,7 @@ impl Taking {
         Taking { stream, link, timeout, asked, piece: GilCell::new(piece), stage: GilCell::new(Stage::Attempt) }
     }
 
-    /// A line, for the link that is the stream's sink; None where it has none any more.
+    /// A line, for the link that the stream's sink has; None where there is none any more.
     #[inline]
     pub fn line<'py>(stream: &Bound<'py, Stream>, limit: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
         Self::of(stream, Piece::Line(limit))
@@ -196,9 +196,10 @@ impl Taking {
     fn fresh<'py>(stream: &Bound<'py, Stream>, piece: Piece) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = stream.py();
         let me = stream.get();
-        let Some(link) = me.own.with(py, |own| own.sink.as_ref().map(|sink| sink.clone_ref(py))) else {
+        let Some(sink) = me.own.with(py, |own| own.sink.as_ref().map(|sink| sink.clone_ref(py))) else {
             return Ok(None);
         };
+        let link = sink.bind(py).getattr(intern!(py, "link"))?.unbind();
         let taking = Bound::new(py, Taking::new(stream.clone().unbind(), link, None, None, piece))?;
         // It has the stream, too: a stream that has ended lets go of it, and keeps none.
         if me.state(py) == State::Open {

@@ -58,6 +58,18 @@ pub static CUT_SHORT: Word = Word::new("cut_short");
 pub static NO_FRAMING: Word = Word::new("no_framing");
 /// A separator is empty.
 pub static NO_SEPARATOR: Word = Word::new("no_separator");
+/// A TLS handshake failed.
+pub static REFUSED: Word = Word::new("refused");
+/// The peer went away in the TLS handshake.
+pub static HUNG_UP: Word = Word::new("hung_up");
+/// TLS cannot go with a socket.
+pub static BOUND: Word = Word::new("bound");
+/// `socket.socket`
+pub static SOCKET: Word = Word::new("Socket");
+/// A socket object that is closed.
+pub static CLOSED_SOCKET: Word = Word::new("closed_socket");
+/// A peer's address as text.
+pub static FORMAT_PEER: Word = Word::new("format_peer");
 /// A stream that the native reactor does not serve any more.
 pub static HAND_OVER: Word = Word::new("hand_over");
 

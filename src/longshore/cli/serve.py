@@ -153,11 +153,15 @@ def _serve_with_workers(arguments: ServeArguments) -> int:
             return Plan(_addresses(config), workers, config.timeouts.drain, build)
 
     # What every worker needs is imported once, before they are forked.
+    import longshore.observers.logs
     import longshore.server  # noqa: F401
     from longshore import shared
+    from longshore.shared.joining import join_for
+    from longshore.supervisor.privileges import Identity
 
     # Nobody knows yet whether the target uses shared primitives: if it does, its workers must find one place.
-    shared.join()
+    identity = Identity.of(config.prefork.user, config.prefork.group)
+    join_for(None if identity is None else identity.numbers)
     try:
         supervise(load, printer, config.metrics, config.control)
     finally:

@@ -328,8 +328,15 @@ class _Receiver:
         server = self._agent._server
         server.emit(events.HandlerFailed(handler="the control agent", peer=None, error=error))
 
-    def input_failed(self, error: Exception) -> None:
+    def input_ended(self) -> None:
         """There will be no further request."""
+        self._hang_up()
+
+    def input_failed(self, error: Exception) -> None:
+        """There will be no further request, as what came is none."""
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         stream = self._agent._stream
         if stream is not None:
             stream.close(linger=False)

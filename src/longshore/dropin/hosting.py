@@ -102,13 +102,13 @@ class Hosting:
 
     # -- events --------------------------------------------------------------------------------------------
 
-    def subscribe(self, observer: Callable[[Event], object]) -> Callable[[], None]:
-        """Call `observer(event)` for every event; returns how to stop that."""
-        return self._subscribers.add(observer)
+    def subscribe(self, observer: Callable[[Event], object], *kinds: type[Event]) -> Callable[[], None]:
+        """Call `observer(event)` for every event (of `kinds`); returns how to stop that."""
+        return self._subscribers.add(observer, *kinds)
 
     def emit(self, event: Event) -> None:
-        """Tell the subscribers; without any, warnings are logged, but not what `handle_error` has shown already."""
-        if self._subscribers.anybody or not isinstance(event, HandlerFailed):
+        """Tell the subscribers; a warning that nobody wants is logged, unless `handle_error` has shown it already."""
+        if not isinstance(event, HandlerFailed) or self.wants(HandlerFailed):
             self._subscribers.emit(event)
 
     def wants(self, kind: type[Event]) -> bool:
@@ -224,6 +224,9 @@ class Hosting:
     def _tick(self, loop: PortableReactor, poll_interval: float) -> None:
         loop.call_later(poll_interval, self._tick, loop, poll_interval)
         self.server.service_actions()
+
+    #: Admission hands requests to `open`, never streams.
+    on_streams = False
 
     @property
     def reactor(self) -> PortableReactor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from errno import EAGAIN
 from typing import TYPE_CHECKING, Any
 
 from longshore.buffers import InputBuffer, closed
 from longshore.errors import LimitExceeded, LongshoreError, ReadTimeout, WouldBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from socket import socket as Socket
 
     from longshore.links import Output
@@ -21,49 +22,66 @@ __all__ = ("SHARE", "StreamLink")
 SHARE = 64
 
 
+#: Held while a link's sleepers are replaced, never while somebody sleeps.
+_sleeping = threading.Lock()
+
+
 class StreamLink:
-    """A link over a reactor's stream: the stream's sink, and its gate for other threads.
+    """A link over a reactor's stream: a client's is the stream's sink; a session tells its own what it is told.
 
     On the reactor's thread nothing may wait here, so what would raises `WouldBlock` or `LimitExceeded`;
     strategies whose handlers can wait override `_pause`.
     """
 
-    def __init__(self, on_closed: Callable[[str, BaseException | None], object] | None = None) -> None:
-        # All three are set by attach, before anybody else sees the link.
-        self.stream: Stream = None  # type: ignore[assignment]
-        #: What came and is not consumed.
-        self.input: InputBuffer = None  # type: ignore[assignment]
-        #: Who takes output that needs no waiting.
-        self.output: Output = self.stream
-        if on_closed is not None:
-            self._on_closed = on_closed
+    # Each idle connection has one of these, and a dict for it would take half as much again.
+    __slots__ = ("_calls", "_held", "_open", "_posted", "_seen", "_sleepers", "input", "output", "session", "stream")
 
-    # What most links never change is the class's, as each of them costs memory as long as its connection.
-    _on_closed: Callable[[str, BaseException | None], object] | None = None
-    _posted = 0
-    _open = False
-    #: The `strategies.Session` that is told of handshakes and of what is pending; a client has none.
-    session: Any = None
+    def __init__(self) -> None:
+        # All three are set by `attach`, before anybody else sees the link.
+        self.stream: Stream
+        #: What came and is not consumed.
+        self.input: InputBuffer
+        #: Who takes output that needs no waiting.
+        self.output: Output
+        #: The `strategies.Session` that is told of handshakes; a client has none.
+        self.session: Any = None
+        #: Whether the stream is ready, with its handshake if there is one.
+        self._open = False
+        #: Calls of the sink, and how many there had been when another thread last went to look at the input.
+        self._calls, self._seen = 0, -1
+        #: Bytes that were written on other threads, and that the stream does not have yet.
+        self._posted = 0
+        #: Threads that wait.
+        self._sleepers: tuple[threading.Event, ...] = ()
+        #: Whether nothing is to be read for now.
+        self._held = False
+
     #: The share of those whose handlers take turns on one thread; None: they do not.
     share: int | None = None
-    #: Threads that wait.
-    _sleepers: Sequence[threading.Event] = ()
-    #: Calls of the sink, and how many there had been when another thread last went to look at the input.
-    _calls, _seen = 0, -1
+
+    @property
+    def link(self) -> StreamLink:
+        """What whoever takes input waits through, as a sink tells it."""
+        return self
 
     def attach(self, stream: Stream) -> None:
         """Stand on `stream`."""
         self.stream = stream
         self.input = stream.input if self.share is None else stream.in_shares(self.share)
         self.output = stream
+        if self._held:
+            stream.hold(True)
+
+    def hold(self, held: bool) -> None:
+        """Read nothing for now, or read again as before; so does the stream that takes the place of this one."""
+        self._held = held
+        self.stream.hold(held)
 
     # -- the stream's sink -----------------------------------------------------------------------------
 
     def opened(self) -> None:
         """The stream is ready."""
         self._open = True
-        if self.session is not None and self.session.handshaking:
-            self.session.handshake_over()
         self._wake()
 
     def arrived(self) -> None:
@@ -75,9 +93,7 @@ class StreamLink:
         self._wake()
 
     def near(self) -> None:
-        """Nearly as much is pending as may be."""
-        if self.session is not None:
-            self.session.host.near_pending(self.pending)
+        """Nearly as much is pending as may be: a server's session tells of that."""
 
     def idled(self) -> None:
         """Nothing moved for `Timeouts.idle`."""
@@ -85,12 +101,10 @@ class StreamLink:
     def closed(self, cause: str, error: BaseException | None) -> None:
         """The stream is gone."""
         self._wake()
-        if self._on_closed is not None:
-            self._on_closed(cause, error)
 
     def _wake(self) -> None:
         self._calls += 1
-        for sleeper in tuple(self._sleepers):
+        for sleeper in self._sleepers:
             sleeper.set()
 
     # -- waiting ---------------------------------------------------------------------------------------
@@ -103,34 +117,49 @@ class StreamLink:
                 hint='Use strategy="green", "threads" or "async" for handlers that wait.',
             )
         sleeper = threading.Event()
-        # Made by the first who sleeps; most links never have one, and setdefault makes one for all who come at once.
-        self.__dict__.setdefault("_sleepers", []).append(sleeper)
+        with _sleeping:
+            self._sleepers = (*self._sleepers, sleeper)
         self.stream.telling = True
         try:
             # What happened between the caller's look and this line has found no sleeper, so it is looked for here.
             if not over() and not sleeper.wait(timeout):
-                raise ReadTimeout(f"{what} on the connection to {self.stream.peer}: nothing in {timeout:g} s")
+                raise self._late(timeout, what)
         finally:
-            self.__dict__["_sleepers"].remove(sleeper)
+            with _sleeping:
+                self._sleepers = tuple(other for other in self._sleepers if other is not sleeper)
+
+    def _late(self, timeout: Any, what: str) -> OSError:
+        """The error for a wait that was in vain; one of no time at all is none, as on a socket that does not block."""
+        if timeout == 0:
+            return BlockingIOError(EAGAIN, f"{what} on the connection to {self.stream.peer} takes time; settimeout(0)")
+        return ReadTimeout(f"{what} on the connection to {self.stream.peer}: nothing in {timeout:g} s")
 
     def wait_input(self, timeout: float | None) -> None:
         """Return once more input came or the stream ended.
 
         Raises:
             ReadTimeout: a deadline passed.
+            BlockingIOError: without any time to wait, there is nothing.
             ClosedError: the connection was closed on our side.
             WouldBlock: on the reactor itself.
         """
         stream = self.stream
         if stream.state in ("closing", "closed"):
             raise stream.failure()
+        if timeout == 0 and stream.reactor.on_thread:
+            # What the kernel has is there, though the reactor has not read it yet.
+            before = stream.received
+            stream.take_arrived()
+            if stream.received != before or stream.input.ended:
+                return
         self._on_reactor(stream.want_input, True)
         try:
             self._pause(timeout, "waiting for input", lambda: self._calls != self._seen)
         finally:
             self._on_reactor(stream.want_input, False)
         self._seen = self._calls
-        if stream.state in ("closing", "closed") and not stream.input.size:
+        # Another stream may have taken its place, and there the wait goes on.
+        if stream.state in ("closing", "closed") and not stream.input.size and stream is self.stream:
             raise stream.failure()
 
     @property
@@ -172,7 +201,7 @@ class StreamLink:
             stream.write(data)
         else:
             self._post_write(data)
-        if self.pending > limit and self._may_wait():
+        if self.pending > limit and timeout != 0 and self._may_wait():
             self._wait_room(timeout, limit)
 
     def _may_wait(self) -> bool:

@@ -36,8 +36,8 @@ __all__ = ("AsyncLink", "Embedding", "embed")
 class AsyncLink(StreamLink):
     """A link over a stream whose reactor is embedded in an asyncio loop; make it on the loop's thread."""
 
-    def __init__(self, on_closed: Callable[[str, BaseException | None], object] | None = None) -> None:
-        super().__init__(on_closed)
+    def __init__(self) -> None:
+        super().__init__()
         #: The loop whose tasks may wait.
         self.loop = asyncio.get_running_loop()
         self._waiters: list[asyncio.Future[bool]] = []

@@ -25,7 +25,10 @@ __all__ = ("Sink", "create")
 
 
 class Sink(Protocol):
-    """Who is told about one stream; all calls come on the reactor's thread."""
+    """Who is told about one stream; all calls come on the reactor's thread.
+
+    One whose stream is read by coroutines has a `link` besides, through which they wait.
+    """
 
     def attach(self, stream: Stream) -> None:
         """`stream` is it: at first, and again where another takes the place of the one before."""

@@ -63,8 +63,8 @@ def as_accept_failure(error: OSError) -> OSError:
 class AcceptOwner(Protocol):
     """Who decides about accepting, and gets what was accepted."""
 
-    def may_accept(self, *, knocking: bool) -> bool:
-        """Whether there is room; if not, the acceptor pauses until `resume`."""
+    def may_accept(self, knocking: bool) -> bool:
+        """Whether there is room, else the acceptor pauses until `resume`; `knocking`: somebody waits for sure."""
 
     def settled(self) -> None:
         """A burst is over, and what `may_accept` allowed last may not have come."""
@@ -133,17 +133,18 @@ class Acceptor:
             self._owner.settled()
 
     def _accept_up_to(self, limit: int, *, knocking: bool) -> None:
-        began = time.monotonic()
+        clock, may_accept, accepted = time.monotonic, self._owner.may_accept, self._owner.accepted
+        began = clock()
         queued = not knocking
         for _ in range(limit):
             if self._closed:
                 return
-            if not queued and time.monotonic() - began > BUDGET:
+            if not queued and clock() - began > BUDGET:
                 # A flood: the kernel tells of the rest again, after everybody else had their turn.
                 return
             # The kernel has told of the first one only.  Room for another is made when it tells of that one, so a
             # burst that ends for want of room leaves the listener watched.
-            if not self._owner.may_accept(knocking=knocking):
+            if not may_accept(knocking):
                 if knocking:
                     self.pause()
                 return
@@ -161,27 +162,27 @@ class Acceptor:
                     return
                 raise
             self._pause = _FIRST_PAUSE
-            self._owner.accepted(sock, address)
+            accepted(sock, address)
 
     def _exhausted(self, error: OSError) -> None:
         self.pause()
-        self._turn_one_away()
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
+            self._turn_one_away()
+        # The reserve is taken back afterwards, as whoever tells of it may have a module to read first.
         self._owner.accept_failed(error, self._pause)
+        try:
+            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            # Somebody else took the descriptor; the next failure goes without the courtesy.
+            pass
         self._reactor.call_later(self._pause, self.resume)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     def _turn_one_away(self) -> None:
-        if self._reserve is None:
-            return
-        os.close(self._reserve)
-        self._reserve = None
         try:
             self._listener.accept()[0].close()
         except OSError:
             # Another process was faster, or memory is what is short: then there is nobody to tell.
             pass
-        try:
-            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            # Somebody else took the descriptor; the next failure goes without the courtesy.
-            self._reserve = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from longshore.errors import PeerClosed
 from longshore.framing import NEED_MORE
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ class Receiver(Protocol):
     def handler_failed(self, error: BaseException) -> None:
         """The handler, or the sending of what it returned, raised an `Exception`; anything else leaves the reactor."""
 
+    def input_ended(self) -> None:
+        """There will be no further message: the peer has closed."""
+
     def input_failed(self, error: Exception) -> None:
-        """There will be no further message: the peer has closed (`PeerClosed`), or what came is none."""
+        """There will be no further message: what came is none."""
 
     def ran_dry(self) -> None:
         """All that has come was handled; a native stream says so only while its `telling` is set."""
@@ -114,6 +118,10 @@ class Dispatch:
             return NEED_MORE
         try:
             message = stream.input.take_message()
+        except PeerClosed:
+            if ending:
+                self._receiver.input_ended()
+            return NEED_MORE
         except Exception as error:
             if ending:
                 self._receiver.input_failed(error)

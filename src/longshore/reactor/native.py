@@ -1,6 +1,6 @@
 """The native reactor: `longshore._native` in the shape of the contract.
 
-Streams over IPv4, IPv6 and Unix sockets, without TLS and with a built-in framing, are native; whatever else comes is
+Streams over IPv4, IPv6 and Unix sockets with a built-in framing are native, with TLS too; whatever else comes is
 served by the portable `Stream` on the native reactor's watches, connection by connection.  The native half asks this
 file for its words: every error is made here, from the same text that the portable one uses.
 """
@@ -11,9 +11,12 @@ import contextlib
 import signal
 import socket
 import threading
+from socket import socket as Socket
 from typing import TYPE_CHECKING, Any
 
 from longshore import _native, runs
+from longshore._native import Incoming
+from longshore.addresses import format_peer
 from longshore.buffers import closed, cut_short, named, no_framing, no_separator, peer_closed, shut, too_long
 from longshore.errors import FramingError, IncompleteMessage, InternalError
 from longshore.framing import NEED_MORE, Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
@@ -23,6 +26,7 @@ from longshore.reactor.acceptor import Acceptor
 from longshore.reactor.clock import Clock
 from longshore.reactor.datagrams import Datagrams
 from longshore.reactor.stream import Stream
+from longshore.tls import bound, hung_up, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,15 +39,21 @@ __all__ = (
     "NEED_MORE",
     "NativeReactor",
     "NativeStream",
+    "Socket",
+    "bound",
     "closed",
+    "closed_socket",
     "cut_short",
+    "format_peer",
     "hand_over",
+    "hung_up",
     "malformed",
     "no_framing",
     "no_separator",
     "overdue",
     "panicked",
     "peer_closed",
+    "refused",
     "shut",
     "too_long",
     "translate",
@@ -126,16 +136,22 @@ class NativeReactor(_native.Reactor):
     # -- sources ---------------------------------------------------------------------------------------
 
     def accept(
-        self, listener: socket.socket, owner: Any, accept: Callable[[], tuple[Any, Any]], **options: Any
+        self,
+        listener: socket.socket,
+        owner: Any,
+        accept: Callable[[], tuple[Any, Any]],
+        *,
+        burst: int,
+        bare: bool = False,
     ) -> Acceptor:
         """Accept on `listener` for `owner` by calling `accept`, natively where that asks the system only."""
         if getattr(accept, "is_plain", False):
-            accept = _native.Accepting(listener).accept
-        return Acceptor(self, listener, owner, accept, **options)  # type: ignore[arg-type]
+            accept = _native.Accepting(listener, bare=bare).accept
+        return Acceptor(self, listener, owner, accept, burst)  # type: ignore[arg-type]
 
     def stream(
         self,
-        sock: socket.socket,
+        sock: Any,
         peer: str,
         *,
         sink: Sink,
@@ -146,12 +162,12 @@ class NativeReactor(_native.Reactor):
         packets: bool = False,
     ) -> Any:
         """Own `sock` as a stream: a native one where that serves it, else a portable one."""
-        plain = tls is None and not packets and getattr(sock, "suspicion", None) is None
-        if plain and family_of(sock) in _FAMILIES and serves(framing):
-            return NativeStream(self, sock, peer, sink, limits, timeouts, framing)
+        bare = type(sock) is Incoming
+        if not packets and type(framing) in _NATIVE and (bare or _is_ordinary(sock)):
+            return NativeStream(self, sock, peer, sink, limits, timeouts, framing, tls)
         return Stream(
             self,  # type: ignore[arg-type]
-            sock,
+            sock.detach() if bare else sock,
             peer,
             sink=sink,
             limits=limits,
@@ -191,9 +207,21 @@ class NativeReactor(_native.Reactor):
         super().close()
 
 
-# -- framings ------------------------------------------------------------------------------------------------
+# -- what is served natively ------------------------------------------------------------------------------------
 
-_NATIVE = (Lines, Delimited, LengthPrefixed, FixedSize, Netstring, Raw, type(None))
+_NATIVE = frozenset({Lines, Delimited, LengthPrefixed, FixedSize, Netstring, Raw, type(None)})
+
+
+def _is_ordinary(sock: Any) -> bool:
+    """Whether nobody has to look at what is read from a socket before the stream does."""
+    return family_of(sock) in _FAMILIES and getattr(sock, "suspicion", None) is None
+
+
+def closed_socket() -> socket.socket:
+    """What stands for the socket of a connection that has ended before anybody has asked for its object."""
+    sock = Socket()
+    sock.close()
+    return sock
 
 
 def serves(framing: Any) -> bool:
@@ -260,7 +288,7 @@ def panicked(text: str) -> InternalError:
 
 
 def hand_over(native: _native.Stream) -> Stream:
-    """Put a portable stream into the place of a native one, which is forgotten: it speaks TLS, and any framing.
+    """Put a portable stream into the place of a native one, which is forgotten: it knows any framing.
 
     Raises:
         LongshoreError, OSError: the stream is not open any more.
@@ -270,6 +298,8 @@ def hand_over(native: _native.Stream) -> Stream:
     native.flush()
     if native.state != "open":
         raise native.failure()
+    # Whoever waits looks again, and goes on to wait on the other one.
+    native.wake()
     sink, plan = native.surrender()
     unsent = native.take_output()
     ended = native.ended
@@ -282,6 +312,7 @@ def hand_over(native: _native.Stream) -> Stream:
         limits=native.limits,
         timeouts=native.watch.timeouts,
         framing=native.framing,
+        tls=native.tls,
     )
     stream.continue_as(native, unread=unread, unsent=unsent, ended=ended)
     sink.attach(stream)

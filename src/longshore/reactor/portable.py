@@ -278,10 +278,20 @@ class PortableReactor:
             self._selector.modify(sock, events, callback)
 
     def accept(
-        self, listener: socket.socket, owner: Any, accept: Callable[[], tuple[Any, Any]], **options: Any
+        self,
+        listener: socket.socket,
+        owner: Any,
+        accept: Callable[[], tuple[Any, Any]],
+        *,
+        burst: int,
+        bare: bool = False,
     ) -> Acceptor:
-        """Accept on `listener` for `owner` by calling `accept()`; see `Acceptor`."""
-        return Acceptor(self, listener, owner, accept, **options)
+        """Accept on `listener` for `owner` by calling `accept()`; see `Acceptor`.
+
+        With `bare` the owner only hands on to `stream` what comes, or closes it: it may have no socket object, and then
+        comes with None in the place of its address, which is its `address`, and as text its `peer`.
+        """
+        return Acceptor(self, listener, owner, accept, burst)
 
     def stream(self, sock: socket.socket, peer: str, **options: Any) -> Stream:
         """Own `sock` as a stream; see `Stream`."""

@@ -22,15 +22,14 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from longshore.buffers import InputBuffer, PacketBuffer, closed, shut
-from longshore.errors import LongshoreError
+from longshore.buffers import InputBuffer, PacketBuffer, closed, peer_closed, shut
 from longshore.lifecycle import CONNECTION, Machine
 from longshore.limits import Brink, Watch, overdue
 from longshore.packets import Packets, send_packets
 from longshore.reactor.dispatch import Dispatch
 from longshore.reactor.taking import DONE, taking, taking_line, taking_some
 from longshore.reactor.waiters import Waiters
-from longshore.tls import Session, TLSError
+from longshore.tls import Session, TLSError, bound, hung_up, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,7 +83,7 @@ class Stream:
         self.watch = Watch(timeouts, reactor.now())
         self.tls = tls
         self.error: BaseException | None = None
-        self.received = self.sent = 0
+        self.received = self.sent = self._events = 0
         #: Whether anything came since our last write: then the peer is owed an answer.
         self.owing = False
         #: Whether writes may wait for the end of the callback that makes them.
@@ -100,20 +99,16 @@ class Stream:
         self.park, self.unpark = waiters.park, waiters.unpark
         self.expect, self.wake, self.rests = waiters.expect, waiters.wake, waiters.rests
         self.in_shares, self.sated, self.excuse = waiters.in_shares, waiters.sated, waiters.excuse
-        self._corked = self._deferred = False
-        self._machine = Machine(CONNECTION)
+        self._corked = self._deferred = self._hungry = self._held = self._write_ended = False
+        self._machine, self._brink, self._armed = Machine(CONNECTION), Brink(), math.inf
         self._plain, self._wire = bytearray(), bytearray()
         #: The lengths of the packets in `_wire`.
         self._lengths: deque[int] = deque()
-        self._events = 0
-        self._hungry = self._held = self._write_ended = False
-        self._brink = Brink()
         #: Whether TLS has been told that we send no more.
         self._farewell = False
         #: Bytes that came after our last one had left; infinite once the peer has ended its side, too.
         self._dropped: float = 0
         self._timer: Timer | None = None
-        self._armed = math.inf
 
     # -- life ------------------------------------------------------------------------------------------
 
@@ -139,8 +134,6 @@ class Stream:
         if early:
             session.feed(early)
         self._begin_handshake()
-        if early:
-            self._handshake()
         self._update()
 
     def continue_as(self, other: Any, *, unread: bytes, unsent: bytes, ended: bool) -> None:
@@ -148,7 +141,7 @@ class Stream:
         self._machine.to("open")
         self.received, self.sent, self.messages = other.received, other.sent, other.messages
         self.owing, self.coalescing, self.telling = other.owing, other.coalescing, other.telling
-        self.watch.first = not self.received
+        self.watch.first, self.watch.opened = not self.received, other.watch.opened
         self.input.feed(unread)
         self.input.ended = ended
         self._wire += unsent
@@ -159,6 +152,10 @@ class Stream:
     def state(self) -> str:
         """One of `lifecycle.CONNECTION`."""
         return self._machine.state
+
+    def traffic(self) -> tuple[int, int, int]:
+        """Bytes received, sent, and written that the kernel has not taken."""
+        return self.received, self.sent, self.pending
 
     @property
     def pending(self) -> int:
@@ -172,7 +169,7 @@ class Stream:
 
     def failure(self) -> BaseException:
         """The error for whoever uses a stream that has ended."""
-        return self.error or closed(self.peer)
+        return self.error or (peer_closed if self.cause == "peer closed" else closed)(self.peer)
 
     # -- messages --------------------------------------------------------------------------------------
 
@@ -256,21 +253,23 @@ class Stream:
         assert session is not None
         # The end of the stream is not fed: OpenSSL takes one without close_notify for an attack and refuses to send
         # from then on, but a peer that half-closed is still owed its replies.
-        if data:
-            session.feed(data)
+        ciphertext = data
         if not session.ready:
+            session.feed(data)
             self._handshake()
             if not session.ready:
                 if not data and self.state == "opening":
-                    self.fail("handshake", TLSError(f"{self.peer} closed the connection in the TLS handshake"))
+                    self.fail("handshake", hung_up(self.peer))
                 return
+            ciphertext = b""
         try:
-            plain, ended = session.decrypt()
+            plain, ended, owed = session.receive(ciphertext)
         except TLSError as error:
+            self._take_outgoing()
             self._send_wire()
             self.fail("error", error)
             return
-        self._take_outgoing()
+        self._wire += owed
         if plain or ended or not data:
             self._deliver(plain, ended=ended or not data)
 
@@ -356,12 +355,11 @@ class Stream:
             return
         if self._plain and self.tls is not None and self.tls.ready:
             try:
-                self.tls.encrypt(bytes(self._plain))
+                self._wire += self.tls.send(bytes(self._plain))
             except TLSError as error:
                 self.fail("error", error)
                 return
             self._plain.clear()
-            self._take_outgoing()
         self._send_wire()
 
     def shutdown_output(self) -> None:
@@ -378,7 +376,8 @@ class Stream:
     def _send_wire(self) -> None:
         if self.state == "closed":
             return
-        wire = self._wire
+        wire, maximum = self._wire, self.limits.max_pending_bytes
+        near = drained = False
         if wire or self._lengths:
             before = self.pending
             try:
@@ -397,20 +396,19 @@ class Stream:
                 del wire[:count]
                 self.sent += count
                 self.watch.sent(now, left=bool(wire))
-            if self._brink.reached(self.pending, self.limits.max_pending_bytes):
-                self.sink.near()
             if wire:
                 self.watch.output(now)
                 self._arm()
-            if before > self.limits.max_pending_bytes // 2 >= self.pending or (before and not self.pending):
-                self._update()
-                self._output_sent()
-                self.wake()
-                self.sink.drained()
-                self.go_on()
-                return
+            near = self._brink.reached(self.pending, maximum)
+            drained = before > maximum // 2 >= self.pending or (before > 0 and not self.pending)
         self._update()
         self._output_sent()
+        if near:  # Told only now, as whoever hears it may end the stream.
+            self.sink.near()
+        if drained:
+            self.wake()
+            self.sink.drained()
+            self.go_on()
 
     def _output_sent(self) -> None:
         """Go on with what waits for the last byte to leave: our end of the stream, then the linger."""
@@ -486,7 +484,7 @@ class Stream:
         if self.state != "open":
             raise closed(self.peer)
         if self.tls is not None:
-            raise LongshoreError("a TLS connection cannot be detached: its keys stay with this object")
+            raise bound()
         self.flush()
         unread = self.input.take_all()
         self._release()
@@ -525,7 +523,7 @@ class Stream:
             # The alert that explains the refusal is in the outgoing buffer.
             self._take_outgoing()
             self._send_wire()
-            self.fail("handshake", type(error)(f"{self.peer}: {error}"))
+            self.fail("handshake", refused(self.peer, error))
             return
         self._take_outgoing()
         self._send_wire()

@@ -170,3 +170,7 @@ class Shares:
     def take_message(self) -> Any:
         """As the input's."""
         return self._take(self._stream.input.take_message)
+
+    def peek(self) -> Any:
+        """As the input's, and a piece as well: whoever looks again and again lets others have their turn."""
+        return self._take(self._stream.input.peek)

@@ -1,8 +1,8 @@
 """The broker's host: a process of its own, which is a Longshore server on a Unix socket.
 
-The only file that joins the core to sockets, pids and time.  It lets in who is of the same user and knows the secret;
-others get no byte, and are logged.  It ends when its owner does: by the end of the pipe that it inherited, or by the
-owner's pidfd.  It never unpickles, and it is started by `starting.py`.
+The only file that joins the core to sockets, pids and time.  It lets in who knows the secret and is of its user, or of
+the user who has started it; others get no byte, and are logged.  It ends when its owner does: by the end of the pipe
+that it inherited, or by the owner's pidfd.  It never unpickles, and it is started by `starting.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import selectors
+import socket
 import threading
 import time
 from pathlib import Path
@@ -23,13 +24,16 @@ from longshore.errors import FramingError, LongshoreError
 from longshore.handlers import MessageHandler
 from longshore.owners import credentials_of
 from longshore.server import Server
+from longshore.shared.conduit import Conduit, can_conduct
 from longshore.shared.core import Core
+from longshore.shared.journal import make_journal
 from longshore.shared.ledger import forget_ledgers, make_ledger
+from longshore.shared.lending import BORROWERS
 from longshore.shared.places import FENCE_BITS, MAX_ITEM, Status
 from longshore.shared.wire import FRAMING, HELLO, TELL, Request, encode_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ("main",)
 
@@ -92,9 +96,11 @@ class _Processes:
 class _Desk:
     """What all sessions share."""
 
-    def __init__(self, core: Core, secret: bytes) -> None:
+    def __init__(self, core: Core, secret: bytes, users: frozenset[int]) -> None:
         self.core = core
         self.secret = secret
+        #: Whose processes may come in.
+        self.users = users
         self.server: Server
         #: Requests that came in.
         self.requests = 0
@@ -113,7 +119,9 @@ class _Desk:
         while core.effects:
             effects, core.effects = core.effects, []
             for client, message in effects:
-                if client is own:
+                if not isinstance(message, bytes):
+                    client.refuse(message)
+                elif client is own:
                     mine.append(message)
                 else:
                     client.post(message)
@@ -145,7 +153,7 @@ class _Session(MessageHandler):
         self.trusted = self.gone = False
         # Whoever is gone already, or cannot be told, is nobody's process, and is refused as a stranger.
         self.pid, uid, _ = credentials_of(self.connection) or (0, -1, -1)
-        if uid != os.geteuid():
+        if uid not in self.desk.users:
             log.warning("refused process %d of user %d: this broker serves user %d only", self.pid, uid, os.geteuid())
             self.gone = True
             self.connection.abort()
@@ -172,10 +180,10 @@ class _Session(MessageHandler):
             for message in batch:
                 core.receive(self, message, now)
         except FramingError as error:
-            log.warning("process %d sent what is no request: %s", self.pid, error)
-            self.end()
+            self.refuse(error)
             return None
-        return desk.deliver(self)
+        replies = desk.deliver(self)
+        return None if self.gone else replies
 
     def _greet(self, message: bytes) -> bytes | None:
         try:
@@ -208,6 +216,17 @@ class _Session(MessageHandler):
             # Gone, or it takes nothing: then it is a client no more, or the reply it waits for would be missing.
             self.end()
 
+    def hand_over(self, descriptors: Sequence[int]) -> None:
+        """Send descriptors, with a byte before the reply; a client that asks for them has all replies of before."""
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as sock:
+            socket.send_fds(sock, [b"\0"], list(descriptors))
+
+    def refuse(self, error: FramingError) -> None:
+        """What it sent, or wrote into its journal, is nothing that a client of ours would."""
+        if not self.gone:
+            log.warning("process %d sent what is no request: %s", self.pid, error)
+            self.end()
+
     def end(self) -> None:
         """It is no client any more."""
         if not self.gone:
@@ -229,9 +248,9 @@ class _Session(MessageHandler):
 
 
 def _most_connections() -> int:
-    """As many clients as the system lets this process have; a connection is a thread of a client's."""
+    """As many clients, and journals, as the system lets this process have; a connection is a thread of a client's."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 100_000 if hard == resource.RLIM_INFINITY else max(16, min(100_000, hard - 256))
+    return 100_000 if hard == resource.RLIM_INFINITY else max(16, min(100_000, hard - 256 - BORROWERS))
 
 
 def _next_epoch(directory: Path) -> int:
@@ -251,16 +270,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lifeline", type=int, required=True)
     parser.add_argument("--ready", type=int, required=True)
     parser.add_argument("--max-item", type=int, default=MAX_ITEM)
+    parser.add_argument("--user", type=int, nargs=2)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="longshore broker: %(message)s")
     os.umask(0o077)
     if os.fork():
         # It is no child of its owner's, whose children are counted and waited for by others.
         os._exit(0)
+    users = {os.geteuid()}
+    if options.user is not None:
+        users.add(options.user[0])
     directory: Path = options.directory
     epoch = _next_epoch(directory)
-    core = Core(epoch, options.max_item, ledger=make_ledger(directory, epoch, epoch << FENCE_BITS))
-    desk = _Desk(core, (directory / "key").read_bytes())
+    core = Core(
+        epoch,
+        options.max_item,
+        ledger=make_ledger(directory, epoch, epoch << FENCE_BITS),
+        conduits=Conduit if can_conduct() else None,
+        journals=lambda number: make_journal(directory, epoch, number),
+    )
+    desk = _Desk(core, (directory / "key").read_bytes(), frozenset(users))
     handler = type("Broker", (_Session,), {"desk": desk})
     server = Server(
         handler,
@@ -273,9 +302,24 @@ def main(arguments: list[str] | None = None) -> None:
     _serve(server, options)
 
 
+def _become(directory: Path, uid: int, gid: int) -> None:
+    """Be that user from now on, with all that lies in the directory.
+
+    Once it serves, as what it imports until then may be of a Python that only the user of before can read.
+    """
+    for file in sorted(directory.iterdir(), key=lambda file: file.name == "socket"):
+        # The socket is the last, as with it clients come in, who open the others.
+        os.chown(file, uid, gid)
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+
+
 def _serve(server: Server, options: argparse.Namespace) -> None:
     """Serve until the owner is gone."""
     server.start()
+    if options.user is not None:
+        _become(options.directory, *options.user)
     # It stays open, as its end tells the owner of this process's.
     os.write(options.ready, b"%d" % os.getpid())
     waiting = selectors.DefaultSelector()

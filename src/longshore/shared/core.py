@@ -13,27 +13,32 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Any
 
-from longshore.shared.ledger import SLOTS, PlainLedger
+from longshore.shared.ledger import PlainLedger
+from longshore.shared.lending import Lending
 from longshore.shared.machines.locks import ConditionMachine, LockMachine, SemaphoreMachine
 from longshore.shared.machines.queues import PipeMachine, QueueMachine
 from longshore.shared.machines.signals import BarrierMachine, EventMachine
 from longshore.shared.machines.topics import TopicMachine
 from longshore.shared.machines.values import CounterMachine, DictMachine
 from longshore.shared.places import FENCE_BITS, MAX_ITEM, MAX_NAME, Status, Verb
-from longshore.shared.wire import CANCEL, END, Request, encode_reply
+from longshore.shared.wire import ABSORB, BORROW, CANCEL, END, Request, encode_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from longshore.errors import FramingError
+    from longshore.shared.conduit import Conduit
+    from longshore.shared.journal import Journal
     from longshore.shared.ledger import Ledger
     from longshore.shared.machines import Line, Machine
 
-__all__ = ("MAX_NAMES", "Core", "Owner")
+__all__ = ("MACHINES", "MAX_NAMES", "Core", "Owner")
 
 #: Names that a place may have.
 MAX_NAMES = 1_000_000
 
-_MACHINES: dict[int, type[Machine]] = {
+#: What keeps the objects of a key that begins so.
+MACHINES: dict[int, type[Machine]] = {
     ord("L"): LockMachine,
     ord("R"): LockMachine,
     ord("S"): SemaphoreMachine,
@@ -74,33 +79,42 @@ class Owner:
 class _Client:
     """What the core knows of a client."""
 
-    __slots__ = ("lent", "number", "owners", "waits", "watchers")
+    __slots__ = ("number", "owners", "waits", "watchers")
 
     def __init__(self, number: int) -> None:
         #: What it is called in the ledger.
         self.number = number
-        #: The locks that are lent to it.
-        self.lent: dict[LockMachine, None] = {}
         self.owners: dict[int, Owner] = {}
         self.waits: dict[int, Request] = {}
         self.watchers: dict[Machine, None] = {}
 
 
 class Core:
-    """All objects of one place."""
+    """All objects of one place.
+
+    Args:
+        ledger: the words that are shared with the clients; None: nothing is lent.
+        journals: makes a journal for the client of a number; None: only locks are lent.
+    """
 
     def __init__(
-        self, epoch: int, max_item: int = MAX_ITEM, max_names: int = MAX_NAMES, ledger: Ledger | None = None
+        self,
+        epoch: int,
+        max_item: int = MAX_ITEM,
+        max_names: int = MAX_NAMES,
+        ledger: Ledger | None = None,
+        conduits: Callable[[], Conduit] | None = None,
+        journals: Callable[[int], Journal | None] | None = None,
     ) -> None:
         self.epoch = epoch
         self.max_item = max_item
         self.max_names = max_names
-        #: Replies that have not been taken: the client, and the message.
-        self.effects: list[tuple[Any, bytes]] = []
-        #: Whether locks may be lent.
-        self.lends = ledger is not None
+        #: Replies that have not been taken: the client, and the message; or why it must be let go.
+        self.effects: list[tuple[Any, bytes | FramingError]] = []
         self.ledger: Ledger = PlainLedger(epoch << FENCE_BITS) if ledger is None else ledger
-        self._slots = 0
+        #: What makes the way between the ends of a pipe; None where messages go through here.
+        self.conduits = conduits
+        self.lending = Lending(self, lends=ledger is not None, journals=journals)
         self._came = 0
         self._number = 0
         self._clients: dict[object, _Client] = {}
@@ -127,8 +141,7 @@ class Core:
         known = self._clients.get(client)
         if known is None:
             return
-        for machine in list(known.lent):
-            machine.take_back()
+        self.lending.gone(client)
         del self._clients[client]
         waiting = [request for request in known.waits.values() if request.line is not None]
         for request in waiting:
@@ -240,29 +253,32 @@ class Core:
         """Tell `machine` when the client is gone."""
         self._clients[client].watchers[machine] = None
 
-    def lend(self, request: Request, machine: LockMachine) -> bool:
-        """Lend a lock to who asks, and holds it from now on; whether that can be done."""
-        if not machine.slot:
-            if self._slots >= SLOTS - 1:
-                return False
-            self._slots += 1
-            machine.slot = self._slots
-        known = self._clients[request.client]
-        known.lent[machine] = None
-        self.ledger.lend(machine.slot, known.number, request.holder)
-        return True
+    def machine(self, key: bytes) -> Machine | None:
+        """The object of this key."""
+        return self._machines.get(key)
 
-    def take_back(self, client: object, machine: LockMachine) -> Owner | None:
-        """Lend a lock no more; who holds it."""
-        known = self._clients[client]
-        del known.lent[machine]
-        holder = self.ledger.take_back(machine.slot)
-        if not holder:
-            return None
-        owner = known.owners.get(holder)
-        if owner is None:
-            owner = known.owners[holder] = Owner(client, holder)
-        return owner
+    def number_of(self, client: object) -> int:
+        """What a client is called in the ledger."""
+        return self._clients[client].number
+
+    def owner_of(self, client: object, holder: int) -> Owner | None:
+        """A holder of a client, if it holds or waits for anything."""
+        return self._clients[client].owners.get(holder)
+
+    def new_owner(self, client: object, holder: int) -> Owner:
+        """A holder of a client, which may be known."""
+        return self._clients[client].owners.setdefault(holder, Owner(client, holder))
+
+    def call(self, machine: Machine | None, verb: int) -> tuple[Callable[[Request], None], int] | None:
+        """How `machine` does `verb`, and the fields that it needs, -1: any; None if it cannot."""
+        name, fields = self._verbs.get(verb, ("", -1))
+        call = getattr(machine, name, None) if name else None
+        return None if call is None else (call, fields)
+
+    def forget_calls(self, key: bytes) -> None:
+        """Look at the next request for an object."""
+        for verb in self._verbs:
+            self._calls.pop((verb, key), None)
 
     def next_number(self) -> int:
         """A number that no other has."""
@@ -279,22 +295,26 @@ class Core:
             self._cancel(request)
         elif verb == Verb.DECLARE:
             self._declare(request)
+        elif verb == BORROW:
+            self.lending.borrow(request)
+        elif verb == ABSORB:
+            self.lending.absorb(request)
         else:
-            name, fields = self._verbs.get(verb, ("", -1))
             machine = self._machines.get(key)
-            call = getattr(machine, name, None) if name else None
-            if call is None or fields not in (-1, len(request.fields)):
+            known = self.call(machine, verb)
+            if machine is None or known is None or known[1] not in (-1, len(request.fields)):
                 self.reply(request, Status.UNKNOWN)
                 return
-            self._calls[(verb, key)] = (call, fields)
-            call(request)
+            if not self.lending.look(machine, request.client):
+                self._calls[verb, key] = known
+            known[0](request)
 
     def _declare(self, request: Request) -> None:
         key = request.key
         parameters = request.fields[0] if request.fields else b""
         machine = self._machines.get(key)
         if machine is None:
-            kind = _MACHINES.get(key[0]) if key else None
+            kind = MACHINES.get(key[0]) if key else None
             if kind is None:
                 self.reply(request, Status.UNKNOWN)
                 return
@@ -321,9 +341,7 @@ class Core:
 
     def _end(self, request: Request) -> None:
         known = self._clients[request.client]
-        for machine in list(known.lent):
-            if self.ledger.holder(machine.slot) == request.holder:
-                machine.take_back()
+        self.lending.ending(request.client, request.holder)
         owner = known.owners.pop(request.holder, None)
         if owner is not None:
             waiting = [other for other in owner.waits if other.line is not None]
@@ -335,6 +353,7 @@ class Core:
             self._release(owner)
 
     def _release(self, owner: Owner) -> None:
+        self.lending.releasing(owner)
         # Taken out first: what a machine hands on may end with the same owner.
         held, owner.held = owner.held, {}
         for machine, what in held.items():

@@ -31,20 +31,21 @@ _INSTEAD = {
 
 
 class Value:
-    """One value that all see; `value` gets and sets it.
+    """One value that all see; `value` gets and sets it.  On a place that has lost it, it is what it was made with.
 
     As with `multiprocessing`, `v.value += 1` is two steps: hold `v.get_lock()`, or take a `Counter`.
     """
 
     def __init__(self, typecode: Any, value: Any = 0, *, name: str | None = None) -> None:
         self._typecode = typecode
+        self._made_with = value
         self._name = name or _fresh()
         self._dict = Dict(self._name)
         if name is None:
             self._dict["value"] = value
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _value, (self._typecode, self._name)
+        return _value, (self._typecode, self._name, self._made_with)
 
     def __repr__(self) -> str:
         return f"Value({self._typecode!r}, {self.value!r})"
@@ -52,7 +53,7 @@ class Value:
     @property
     def value(self) -> Any:
         """The value; assigning replaces it."""
-        return self._dict["value"]
+        return self._dict.get("value", self._made_with)
 
     @value.setter
     def value(self, value: Any) -> None:
@@ -71,8 +72,8 @@ class Value:
         return RLock(self._name)
 
 
-def _value(typecode: Any, name: str) -> Value:
-    return Value(typecode, name=name)
+def _value(typecode: Any, name: str, value: Any) -> Value:
+    return Value(typecode, value, name=name)
 
 
 def _read(name: str) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from longshore.shared.places import Place
     from longshore.shared.starting import Broker
 
-__all__ = ("VARIABLE", "address", "current", "era", "join", "joined", "leave", "own_broker")
+__all__ = ("VARIABLE", "address", "current", "era", "join", "join_for", "joined", "leave", "own_broker")
 
 #: What names the place to the processes that this one starts.
 VARIABLE = "LONGSHORE_SHARED"
@@ -36,12 +36,14 @@ _lock = threading.RLock()
 _place: Place | None = None
 _asked: str | None = None
 _broker: Broker | None = None
+#: The user and group that a broker of this process's own becomes.
+_user: tuple[int, int] | None = None
 _era = 0
 
 
 def current() -> Place:
     """The place of this process; joins the one of the environment, or starts one, if there is none yet."""
-    return _place if _place is not None else join(_told())
+    return _place if _place is not None else join()
 
 
 def joined() -> Place | None:
@@ -80,7 +82,7 @@ def join(url: str | None = None) -> Place:
         if url in (None, "local://"):
             url = _told() if _broker is None else None
             if url is None:
-                url = _started().url
+                url = _started(lost=_place is not None).url
         scheme = str(url).partition("://")[0]
         if scheme not in _PLACES or "://" not in str(url):
             raise ConfigError(f"{url!r} is no place", hint="There are local:///path and redis://host:port/db.")
@@ -97,6 +99,17 @@ def join(url: str | None = None) -> Place:
         return _place
 
 
+def join_for(user: tuple[int, int] | None, url: str | None = None) -> Place:
+    """`join`, where what this process starts becomes another user: then its own broker becomes that one, too.
+
+    Args:
+        user: the numbers of the user and the group.
+    """
+    global _user
+    _user = user
+    return join(url)
+
+
 def address() -> str:
     """The URL by which another process of this user joins the place of this one; starts one if there is none."""
     return current().url
@@ -111,6 +124,7 @@ def leave() -> None:
         broker, _broker = _broker, None
         if place is not None:
             place.close()
+        if place is not None or broker is not None:
             os.environ.pop(VARIABLE, None)
             _inherited().pop(VARIABLE, None)
         if broker is not None:
@@ -146,31 +160,48 @@ class OwnBroker:
         """A descriptor that is readable once it has ended."""
         return -1 if _broker is None else _broker.fileno()
 
-    def restart(self) -> None:
-        """Start another one in its place, once it has ended, and join that.
+    def begin(self) -> float:
+        """Start another one in its place, once it has ended, and do not wait for it; the seconds that it may take.
 
         Raises:
-            BrokerLost: it did not come up.
+            OSError: it could not be run.
         """
         global _place, _era
+        from longshore.shared.starting import UP
+
         with _lock:
+            # Whoever uses it here, or in a worker that is forked meanwhile, joins what is there then.
             place, _place = _place, None
             if place is not None:
                 _era += 1
                 place.close()
-            join()
+            if _broker is not None:
+                _broker.begin()
+            return UP
+
+    def complete(self) -> None:
+        """Take note that it is up.
+
+        Raises:
+            BrokerLost: it is not, and was killed.
+        """
+        with _lock:
+            if _broker is not None:
+                _broker.complete()
 
 
-def _started() -> Broker:
+def _started(lost: bool) -> Broker:
+    """A broker of this process's own; another one, if the one before was `lost`."""
     global _broker
-    from longshore.shared.starting import Broker
+    from longshore.shared.starting import UP, Broker
 
     if _broker is None:
         atexit.register(leave)
-        _broker = Broker()
-    else:
-        # It was lost.
+        _broker = Broker(user=_user)
+    elif lost or _broker.has_ended:
         _broker.restart()
+    else:
+        _broker.complete(UP)
     return _broker
 
 

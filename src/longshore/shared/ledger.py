@@ -1,26 +1,28 @@
-"""The ledger of lent locks: what a client that takes a lock again and again need not ask the broker for.
+"""The ledger: words that a broker and its clients share, of what a client need not ask the broker for.
 
-The only file that says what a word of it means.  A lock that one client has acquired twice in a row, with nobody
-waiting, is *lent* to it: from then on the client takes it and lets go of it in memory that both share, one atomic step
-each, and the broker knows nothing of it.  Once anybody else asks for it, the broker takes it back, by one atomic step
-and without the client's help, and what it finds there says whether it is held, and by whom.
+The only file that says what a word of it means.  What one client alone uses is *lent* to it: from then on the client
+goes by the word, one atomic step each, and the broker knows nothing of it.  Once anybody else asks for it, the broker
+takes it back, by one atomic step and without the client's help, and what it finds in the word says how things stand.
 
 The rules, which make this as exact as asking:
 
-* **A word** is 0: not lent; or (client, holder): lent to that client, and held by that holder of its, or by nobody (0).
-* **Only the broker lends**, when it grants the lock, and takes back (sets 0).  Only that client changes (client, 0) to
-  (client, holder) and back, by comparing and swapping, which fails once the lock was taken back.  So at any moment the
-  word and the broker's own state together name one holder at most, and both sides agree on it.
+* **A word** is 0: not lent; or (client, state): lent to that client.  Of a lock, which is lent once a client has
+  acquired it twice in a row with nobody waiting, the state is the holder that has it, or 0.  Of a journal, in which a
+  client does what is to be done with other objects (`journal.py`), it is where the journal ends.
+* **Only the broker lends**, and takes back (sets 0).  Only that client changes (client, one state) to (client, another
+  one), by comparing and swapping, which fails once it was taken back.  So at any moment the word and the broker's own
+  state together say one thing, and both sides agree on it.
 * **Asking is always right.**  A client that asks for, or releases, what was lent to it is answered as any other: the
-  broker takes the lock back first.  Every rare case (a second holder of the same client, an interruption) does that.
+  broker takes it back first.  Every rare case (a second holder of the same client, an interruption) does that.
 * **A fence** is one more than the last one, which is the first word: all grants count there, lent or not.
 * **The broker's death** is heard at each step, as by asking: after a step the client looks whether its connection still
-  stands.  One that stands after the lock was taken stood when it was taken, so no lock of before is taken once a broker
+  stands.  One that stands after the step stood when it was taken, so nothing of before is taken once a broker
   has been started again.
 * **A client that dies**, or a holder that ends, is the broker's to see, and then it takes back what was lent.
 
-The words of a lock are never another's, so a client's step can meet no lock but its own.  There is a file of them
-for each epoch, beside the socket.  Without the native module nothing is lent.
+The word of a lock is never another's, that of a journal never of two clients at once, so a client's step can meet
+nothing but its own.  There is a file of them for each epoch, beside the socket.  Without the native module nothing is
+lent.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ("SLOTS", "Ledger", "PlainLedger", "forget_ledgers", "make_ledger", "open_ledger")
 
-#: Words there are: locks that can ever be lent, and one.
+#: Words there are: locks that can ever be lent, two for each client that has a journal, and one.
 SLOTS = 1 << 16
 _SIZE = SLOTS * 8
 
@@ -46,23 +48,26 @@ _SIZE = SLOTS * 8
 class Ledger(Protocol):
     """The words.  Each method is one atomic step, but for the look at `socket`, the client's descriptor, after it."""
 
+    def close(self) -> None:
+        """The client: it is a forked child, to whom nothing is lent; a step that it is in the middle of fails."""
+
     def next_fence(self) -> int:
         """A fence above all before."""
 
-    def lend(self, slot: int, client: int, holder: int) -> None:
-        """The broker: let `client`, whose `holder` has the lock, be its own broker for it."""
+    def lend(self, slot: int, client: int, state: int) -> None:
+        """The broker: lend this word to `client`, in this state."""
 
     def take_back(self, slot: int) -> int:
-        """The broker: lend it no more; the holder that has it, or 0."""
+        """The broker: lend it no more; the state that it was in, or 0."""
 
-    def holder(self, slot: int) -> int:
-        """The holder that has it now, or 0."""
+    def state(self, slot: int) -> int:
+        """The state that it is in, or 0."""
 
     def take(self, slot: int, client: int, holder: int, socket: int) -> int:
         """The client: take the lock if it is lent and free; the fence, 0: ask the broker, -1: there is none."""
 
-    def give(self, slot: int, client: int, holder: int, socket: int) -> int:
-        """The client: let go of the lock; 1, 0: tell the broker, -1: there is none."""
+    def step(self, slot: int, client: int, before: int, after: int, socket: int) -> int:
+        """The client: from one state to another; 1, 0: it is not lent, or in another state, -1: there is no broker."""
 
 
 class PlainLedger:
@@ -72,35 +77,35 @@ class PlainLedger:
         self._fence = fence
         self._words: dict[int, tuple[int, int]] = {}
 
+    def close(self) -> None:
+        """See `Ledger`."""
+
     def next_fence(self) -> int:
         """See `Ledger`."""
         self._fence += 1
         return self._fence
 
-    def lend(self, slot: int, client: int, holder: int) -> None:
+    def lend(self, slot: int, client: int, state: int) -> None:
         """See `Ledger`."""
-        self._words[slot] = client, holder
+        self._words[slot] = client, state
 
     def take_back(self, slot: int) -> int:
         """See `Ledger`."""
         return self._words.pop(slot, (0, 0))[1]
 
-    def holder(self, slot: int) -> int:
+    def state(self, slot: int) -> int:
         """See `Ledger`."""
         return self._words.get(slot, (0, 0))[1]
 
     def take(self, slot: int, client: int, holder: int, socket: int) -> int:
         """See `Ledger`."""
-        if self._words.get(slot) != (client, 0):
-            return 0
-        self._words[slot] = client, holder
-        return self.next_fence()
+        return self.next_fence() if self.step(slot, client, 0, holder, socket) else 0
 
-    def give(self, slot: int, client: int, holder: int, socket: int) -> int:
+    def step(self, slot: int, client: int, before: int, after: int, socket: int) -> int:
         """See `Ledger`."""
-        if self._words.get(slot) != (client, holder):
+        if self._words.get(slot) != (client, before):
             return 0
-        self._words[slot] = client, 0
+        self._words[slot] = client, after
         return 1
 
 
@@ -149,7 +154,7 @@ def open_ledger(directory: Path, epoch: int) -> Ledger | None:
 
 
 def forget_ledgers(directory: Path) -> None:
-    """Remove the files of all epochs; who has one open keeps it."""
+    """Remove the files of all epochs, and of their journals; who has one open keeps it."""
     for file in directory.glob("ledger-*"):
         with contextlib.suppress(OSError):
             file.unlink()

@@ -6,12 +6,15 @@ one thread are done in order.  Where a greenlet or a task waits, the thread's re
 
 A channel that is busy (a signal handler, or a finaliser, came between) is left alone: another is opened meanwhile.
 
-A lock that is lent to a channel is taken and given back in the memory that it shares with the broker (`ledger.py`).
+A lock that is lent to a channel is taken and given back in the memory that it shares with the broker (`ledger.py`);
+verbs of other objects that are lent to it are done by its borrower (`borrowing.py`), and messages of a pipe pass the
+broker by (`ends.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import select
@@ -24,15 +27,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from longshore import runs
 from longshore.errors import BrokerLost, ClosedError, ConfigError, InternalError
+from longshore.shared.borrowing import Borrower
+from longshore.shared.ends import Ends
+from longshore.shared.journal import LENDABLE
 from longshore.shared.ledger import Ledger, open_ledger
 from longshore.shared.places import Reply, Status, Verb
 from longshore.shared.undoing import undo
+from longshore.shared.watching import watched
 from longshore.shared.wire import CANCEL, END, HELLO, encode_request, read_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from longshore.shared.ends import End
+    from longshore.shared.places import Wait
 
 __all__ = ("LocalPlace",)
 
@@ -41,6 +50,8 @@ _LENGTH = struct.Struct("<I")
 #: as much as may come, which is costly beyond the first.
 _REPLY, _CHUNK = 4096, 1 << 18
 _ACQUIRE, _RELEASE = int(Verb.ACQUIRE), int(Verb.RELEASE)
+#: Verbs of pipes are from here on.
+_OPEN, _HANG_UP = int(Verb.OPEN), int(Verb.HANG_UP)
 #: Made a plain number once: adding flags is a search in an enumeration.
 _AT_ONCE = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 #: Seconds that connecting and the greeting may take.
@@ -66,6 +77,10 @@ class _Channel:
         self._unwatch: Callable[[], object] | None = None
         #: What it is called in the ledger, and the words of the locks that were lent to it.
         self.number = 0
+        #: What does verbs without asking; None where nothing can be lent.
+        self.borrower: Borrower | None = None
+        #: How many frames were sent.
+        self.sent = 0
         self._lent: dict[bytes, int] = {}
         self.busy = False
         place.channels.add(self)
@@ -76,6 +91,10 @@ class _Channel:
         """Have a verb done, and block for its reply."""
         if verb == _ACQUIRE:
             return self._taken(key, holder) or self._noted(key, self._asked(verb, key, holder, 1, timeout, fields))
+        if verb in LENDABLE and self.borrower is not None:
+            reply = self.borrower.do(self, verb, key, holder, number, timeout, fields)
+            if reply is not None:
+                return reply
         return self._asked(verb, key, holder, number, timeout, fields)
 
     def _asked(self, verb: int, key: bytes, holder: int, number: int, timeout: float | None, fields: Any) -> Reply:
@@ -114,7 +133,7 @@ class _Channel:
         ledger = self.place.ledger
         if slot is None or ledger is None:
             return False
-        given = ledger.give(slot, self.number, holder, self.socket.fileno())
+        given = ledger.step(slot, self.number, holder, 0, self.socket.fileno())
         if given > 0:
             return True
         del self._lent[key]
@@ -164,6 +183,28 @@ class _Channel:
             if name in self._replies:
                 return self._replies.pop(name)
 
+    def handed(self, verb: int, key: bytes, number: int) -> tuple[Reply, list[int]]:
+        """Have a verb done that may hand over descriptors, which come before the reply; for a channel of its own.
+
+        Raises:
+            OSError: this process has no descriptors left.
+        """
+        name = next(self._ids)
+        self.send(encode_request(verb, name, key, 0, number, 0, ()))
+        try:
+            data, descriptors, flags, _ = socket.recv_fds(self.socket, 1, 2, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+        except OSError as error:
+            raise self.lost(error) from error
+        if not data:
+            raise self.lost(None)
+        if flags & socket.MSG_CTRUNC:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), self.place.url)
+        if not descriptors:
+            self._buffer += data
+        return self._await(name), descriptors
+
     def _until_readable(self) -> None:
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
@@ -181,6 +222,11 @@ class _Channel:
 
             def done(reply: Reply | BaseException) -> None:
                 asker(self._noted(key, reply))
+        elif verb in LENDABLE and self.borrower is not None:
+            reply = self.borrower.do(self, verb, key, holder, number, timeout, fields)
+            if reply is not None:
+                done(reply)
+                return name
 
         self._waiting[name] = done
         try:
@@ -198,6 +244,7 @@ class _Channel:
 
     def send(self, frame: bytes) -> None:
         """Send a frame; one that comes between the parts of another goes after it."""
+        self.sent += 1
         if self._sending:
             self._backlog.append(frame)
             return
@@ -257,18 +304,8 @@ class _Channel:
 
     def _watch(self) -> None:
         """Have this thread's loop or reactor look at the channel."""
-        if self._unwatch is not None:
-            return
-        loop = runs.running_loop()
-        if loop is not None:
-            loop.add_reader(self.socket.fileno(), self._ready)
-            self._unwatch = lambda: loop.is_closed() or loop.remove_reader(self.socket.fileno())
-            return
-        reactor = runs.reactor()
-        if reactor is None:
-            raise InternalError("nothing on this thread could watch the broker's replies")
-        reactor.watch(self.socket, select.POLLIN, self._ready)
-        self._unwatch = lambda: reactor.closed or reactor.watch(self.socket, 0, self._ready)
+        if self._unwatch is None:
+            self._unwatch = watched(self.socket, self._ready)
 
     def _ready(self, _events: int = 0) -> None:
         if self.busy:
@@ -357,6 +394,7 @@ class LocalPlace:
         self._local = threading.local()
         self._lost: str | None = None
         self._closed = False
+        self._ends = Ends(self)
         self._channel()
         self._patience = 0.0
         _places.add(self)
@@ -372,6 +410,12 @@ class LocalPlace:
         self, verb: int, key: bytes, holder: int = 0, number: int = 0, timeout: float | None = 0, fields: Any = ()
     ) -> Reply:
         """See `Place.ask`."""
+        if verb >= _OPEN:
+            end = self._end(key, number)
+            if verb == _OPEN:
+                return end.open()
+            if end.is_direct or end.retaken():
+                return end.ask(verb, timeout, fields)
         return self._channel().ask(verb, key, holder, number, timeout, fields)
 
     def start(
@@ -383,44 +427,63 @@ class LocalPlace:
         number: int = 0,
         timeout: float | None = 0,
         fields: Any = (),
-    ) -> _Wait:
+    ) -> Wait:
         """See `Place.start`."""
+        if verb > _OPEN:
+            end = self._end(key, number)
+            if end.is_direct or end.retaken():
+                return end.start(done, verb, timeout, fields)
         channel = self._channel()
         return _Wait(channel, channel.start(done, verb, key, holder, number, timeout, fields), holder)
 
     def tell(self, verb: int, key: bytes, holder: int = 0, number: int = 0, fields: Any = ()) -> None:
         """See `Place.tell`."""
+        if verb == _HANG_UP:
+            self._ends.hang_up(key, number)
+            return
         channel = self._channel(calm=False)
         if verb != _RELEASE or not channel.give(key, holder):
+            if channel.borrower is not None:
+                channel.borrower.told(key)
             channel.send(encode_request(verb, 0, key, holder, number, 0, fields))
 
     def end(self, holder: int) -> None:
         """See `Place.end`."""
         channel = getattr(self._local, "channel", None)
         if channel is not None and self._lost is None:
+            if channel.borrower is not None:
+                channel.borrower.ends(holder)
             with contextlib.suppress(BrokerLost):
                 channel.send(encode_request(END, 0, b"", holder, 0, 0, ()))
 
     def close(self) -> None:
         """See `Place.close`."""
         self._closed = True
+        left = ClosedError(f"{self.url} was left")
+        self._ends.close(left)
         for channel in list(self.channels):
-            channel.close(ClosedError(f"{self.url} was left"))
+            channel.close(left)
         self._local = threading.local()
+
+    def _end(self, key: bytes, number: int) -> End:
+        """An end of a pipe, as this process has it."""
+        if self._lost is not None:
+            raise self._gone()
+        return self._ends[key, number]
 
     # -- channels ----------------------------------------------------------------------------------------------
 
     def _channel(self, calm: bool = True) -> _Channel:
         """This thread's channel; where `calm`, one on which nothing is going on."""
         if self._lost is not None:
-            raise BrokerLost(self._lost, hint="Join again: shared.join(url).")
+            raise self._gone()
         channel: _Channel | None = getattr(self._local, "channel", None)
         if channel is None:
-            channel = self._local.channel = self._open()
+            channel = self._local.channel = self.opened()
         elif calm and channel.busy:
             spare: _Channel | None = getattr(self._local, "spare", None)
             if spare is None or spare.busy:
-                spare = self._local.spare = self._open()
+                spare = self._local.spare = self.opened()
             return spare
         return channel
 
@@ -439,7 +502,15 @@ class LocalPlace:
                     raise self.lose(error) from error
                 time.sleep(_AGAIN)
 
-    def _open(self) -> _Channel:
+    def opened(self) -> _Channel:
+        """Another channel.
+
+        Raises:
+            BrokerLost: nobody serves there any more.
+            ClosedError: the place was left.
+        """
+        if self._lost is not None:
+            raise self._gone()
         if self._closed:
             raise ClosedError(f"{self.url} was left", hint="shared.join(url) joins again.")
         channel = _Channel(self)
@@ -454,8 +525,11 @@ class LocalPlace:
         if self.epoch == 0:
             self.epoch = reply.number
             self.max_item = int(reply.fields[0])
+        if self.ledger is None:
             self.ledger = open_ledger(Path(self.path).parent, self.epoch)
         channel.number = int(reply.fields[1])
+        if self.ledger is not None:
+            channel.borrower = Borrower(self.ledger)
         return channel
 
     def lose(self, error: BaseException | None) -> BrokerLost:
@@ -465,13 +539,20 @@ class LocalPlace:
         why = f" ({error})" if error else ""
         if self._lost is None:
             self._lost = f"{self.url}: the broker of the shared primitives is gone{why}"
+        return self._gone()
+
+    def _gone(self) -> BrokerLost:
         return BrokerLost(self._lost, hint="Join again: shared.join(url).")
 
     def forget(self) -> None:
         """In a child that was forked: the connections are its parent's."""
+        self._ends.forget()
         for channel in list(self.channels):
             with contextlib.suppress(OSError):
                 channel.socket.close()
+        if self.ledger is not None:
+            self.ledger.close()
+            self.ledger = None
         self.channels = WeakSet()
         self._local = threading.local()
 

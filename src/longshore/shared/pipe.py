@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Self
 
+from longshore import runs
 from longshore.errors import ConfigError, LongshoreError
+from longshore.shared import joining, waiting
 from longshore.shared.handle import Handle, seconds
-from longshore.shared.places import Place, Reply, Status, Verb
+from longshore.shared.places import Reply, Status, Verb
 from longshore.shared.values import checked, serialiser
 
 __all__ = ("Pipe",)
+
+_AGAIN = int(Status.AGAIN)
 
 
 class Pipe(Handle):
@@ -34,7 +39,7 @@ class Pipe(Handle):
         self._values = serialiser(serializer)
         #: Whether it was closed here.
         self.closed = False
-        self._opened: Place | None = None
+        self._opened: Any = None
         super().__init__(name)
 
     def __repr__(self) -> str:
@@ -45,16 +50,16 @@ class Pipe(Handle):
 
     def open(self) -> Self:
         """Take the end now, and not only when it is first used."""
-        place = self._at()
-        if self.closed:
-            raise OSError(f"{self!r} is closed")
-        if self._opened is not place:
+        if self._opened is None or self._opened is not joining.joined() or self.closed:
+            place = self._at()
+            if self.closed:
+                raise OSError(f"{self!r} is closed")
             self._ask(Verb.OPEN, self.end)
             self._opened = place
         return self
 
     def send(self, value: Any, timeout: float | None = None) -> None:
-        """Send one message; wait while the other end has a MiB to read already.
+        """Send one message; wait while the other end has too much to read already: see the place's limits.
 
         Raises:
             BrokenPipeError: the other end was there, and is gone.
@@ -62,18 +67,21 @@ class Pipe(Handle):
             WouldBlock: this thread turns a reactor or a loop; with timeout=0 it may be tried.
         """
         fields = self._message(value)
-        self._sent(self._wait(Verb.SEND, seconds(timeout), self.end, fields))
+        self._sent(self._done(Verb.SEND, timeout, fields))
 
     async def asend(self, value: Any, timeout: float | None = None) -> None:
         """`send` for tasks."""
         fields = self._message(value)
-        self._sent(await self._await(Verb.SEND, seconds(timeout), self.end, fields))
+        self._sent(await self._adone(Verb.SEND, timeout, fields))
 
     def _message(self, value: Any) -> tuple[bytes]:
-        self.open()
-        return (checked(self, self._values, value, self._at().max_item),)
+        if self._opened is None:
+            self.open()
+        return (checked(self, self._values, value, self._opened.max_item),)
 
     def _sent(self, reply: Reply) -> None:
+        if reply.status == Status.OK:
+            return
         if reply.status == Status.CLOSED:
             raise BrokenPipeError(f"{self!r}: the other end is gone")
         if reply.status == Status.LATE:
@@ -87,30 +95,50 @@ class Pipe(Handle):
             TimeoutError: none came in time.
             WouldBlock: this thread turns a reactor or a loop.
         """
-        self.open()
-        return self._received(self._wait(Verb.TAKE_MESSAGE, seconds(timeout), self.end))
+        return self._received(self._done(Verb.TAKE_MESSAGE, timeout))
 
     async def arecv(self, timeout: float | None = None) -> Any:
         """`recv` for tasks."""
-        self.open()
-        return self._received(await self._await(Verb.TAKE_MESSAGE, seconds(timeout), self.end))
+        return self._received(await self._adone(Verb.TAKE_MESSAGE, timeout))
 
     def _received(self, reply: Reply) -> Any:
+        if reply.status == Status.OK:
+            return self._values.load(reply.fields[0])
         if reply.status == Status.CLOSED:
             raise EOFError(f"{self!r}: the other end is gone")
-        if reply.status != Status.OK:
-            raise TimeoutError(f"{self!r}: no message came in time")
-        return self._values.load(reply.fields[0])
+        raise TimeoutError(f"{self!r}: no message came in time")
 
     def poll(self, timeout: float | None = 0.0) -> bool:
         """Whether `recv` would not wait, after at most `timeout` seconds."""
-        self.open()
-        return self._wait(Verb.POLL, seconds(timeout), self.end).status == Status.OK
+        return self._done(Verb.POLL, timeout).status == Status.OK
 
     async def apoll(self, timeout: float | None = 0.0) -> bool:
         """`poll` for tasks."""
+        return (await self._adone(Verb.POLL, timeout)).status == Status.OK
+
+    def _done(self, verb: int, timeout: float | None, fields: tuple[bytes, ...] = ()) -> Reply:
+        """Have a verb done, which whoever waits for it may have to ask for again."""
+        place = self._opened
+        if place is None or place is not joining.joined() or self.closed:
+            place = self.open()._opened
+        left = None if timeout is None else seconds(timeout)
+        until = left and time.monotonic() + left
+        # Nobody holds anything of a pipe; a place that is far has to know whose waits end with whom.
+        run, what = 0 if place.is_prompt else runs.current().number, self._what
+        reply = waiting.wait(place, verb, self._key, run, self.end, left, fields, what)
+        while reply.status == _AGAIN:
+            reply = waiting.wait(place, verb, self._key, run, self.end, _until(until), fields, what)
+        return self._checked(reply) if reply.status else reply
+
+    async def _adone(self, verb: int, timeout: float | None, fields: tuple[bytes, ...] = ()) -> Reply:
+        """`_done` for tasks."""
         self.open()
-        return (await self._await(Verb.POLL, seconds(timeout), self.end)).status == Status.OK
+        left = seconds(timeout)
+        until = left and time.monotonic() + left
+        reply = await self._await(verb, left, self.end, fields)
+        while reply.status == _AGAIN:
+            reply = await self._await(verb, _until(until), self.end, fields)
+        return reply
 
     def close(self) -> None:
         """Give the end up; again does nothing."""
@@ -131,6 +159,11 @@ class Pipe(Handle):
         except (LongshoreError, OSError, AttributeError):
             # The place is gone, and the end with it.
             pass
+
+
+def _until(moment: float | None) -> float | None:
+    """The seconds until then."""
+    return None if moment is None else max(0.0, moment - time.monotonic())
 
 
 def _pipe(name: str, end: int, serializer: str) -> Pipe:

@@ -175,6 +175,8 @@ class Verb(IntEnum):
 class Status(IntEnum):
     """How a verb ended."""
 
+    #: It has not, but it may be done now: ask again.  Only `Place.start` says so, and only of a pipe.
+    AGAIN = -1
     OK = 0
     #: Its time was over before it could be done; it was not done.
     LATE = 1

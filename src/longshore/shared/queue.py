@@ -65,18 +65,18 @@ class Queue(Handle):
     """Items in order, each for one who gets it.
 
     Args:
-        maxsize: how many may lie in it before `put` waits; 0: any number.
+        maxsize: how many may lie in it before `put` waits; 0 or less: any number.
         serializer: "pickle", "json" or "msgpack"; the same on all sides.
 
     Raises:
-        ConfigError: `maxsize` is no number from 0, or not that of the other handles of this name.
+        ConfigError: `maxsize` is no whole number, or not that of the other handles of this name.
     """
 
     kind = "Queue"
 
     def __init__(self, name: str, maxsize: int = 0, *, serializer: str = "pickle") -> None:
         #: How many items may lie in it; 0: any number.
-        self.maxsize = 0 if maxsize == -1 else whole(maxsize, f"maxsize of Queue {name!r}")
+        self.maxsize = 0 if isinstance(maxsize, int) and maxsize < 0 else whole(maxsize, f"maxsize of Queue {name!r}")
         self._serializer = serializer
         self._values = serialiser(serializer)
         super().__init__(name)

@@ -20,10 +20,10 @@ from pathlib import Path
 from longshore.errors import BrokerLost
 from longshore.shared.places import MAX_ITEM
 
-__all__ = ("Broker", "start_broker")
+__all__ = ("UP", "Broker", "start_broker")
 
 #: Seconds that it may take to come up.
-_UP = 30.0
+UP = 30.0
 
 
 class Broker:
@@ -34,13 +34,18 @@ class Broker:
             the directory of one that died has a higher epoch.
         max_item: the largest value, in bytes.
 
+        user: the numbers of the user and group that it becomes, which only root may ask for; then it serves that user
+            and whoever has started it.
+
     Raises:
         BrokerLost: it did not come up.
     """
 
-    def __init__(self, directory: str | None = None, max_item: int = MAX_ITEM) -> None:
+    def __init__(
+        self, directory: str | None = None, max_item: int = MAX_ITEM, *, user: tuple[int, int] | None = None
+    ) -> None:
         made = directory is None
-        self.directory = Path(directory or tempfile.mkdtemp(prefix="longshore-", dir=_usable()))
+        self.directory = Path(directory or tempfile.mkdtemp(prefix="longshore-", dir=None if user else _usable()))
         key = self.directory / "key"
         if not key.exists():
             with open(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -50,45 +55,54 @@ class Broker:
         #: Its process, which is no child of this one.
         self.pid = 0
         self._max_item = max_item
+        self._user = user
         self._owner = os.getpid()
         self._lifeline = self._ended = -1
+        #: Whether its directory is not this one's any more.
+        self._released = False
+        #: What was run, until it is known what has come of it.
+        self._run: subprocess.Popen[bytes] | None = None
         try:
-            self._start()
+            if user is not None:
+                for path in (self.directory, key):
+                    os.chown(path, *user)
+            self.restart()
         except BaseException:
             if made:
                 shutil.rmtree(self.directory, ignore_errors=True)
             raise
 
-    def _start(self) -> None:
-        """Have a process come up.
+    def begin(self) -> None:
+        """Start another one, empty, where this one has died, and wait for nothing: `complete` says what comes of it.
 
-        It lives as long as this one holds `_lifeline`, and nothing can be read from `_ended` before it is over: the
-        other end of that pipe is its alone.  A pidfd takes its place where there are some, as a process that dies
-        closes one descriptor after the other, and nobody must be served by the next broker before it has closed all.
+        Its epoch is higher, and its URL the same.  It lives as long as this process holds `_lifeline`, and nothing can
+        be read from `_ended` before it is up or over: the other end of that pipe is its alone.
+
+        Raises:
+            OSError: it could not be run.
         """
+        self._end(0)
+        self._released = False
         lifeline, self._lifeline = os.pipe()
         self._ended, ready = os.pipe()
         try:
-            self.pid = self._launch(lifeline, ready)
+            self._run = self._launch(lifeline, ready)
         except BaseException:
-            # Whatever came between, what was begun ends with its lifeline.
             self._forget()
             raise
-        with contextlib.suppress(OSError, AttributeError):
-            pidfd = os.pidfd_open(self.pid)
-            os.close(self._ended)
-            self._ended = pidfd
 
-    def _launch(self, lifeline: int, ready: int) -> int:
-        """Run it with its ends of the pipes, which are closed here; its process, once it serves."""
+    def _launch(self, lifeline: int, ready: int) -> subprocess.Popen[bytes]:
+        """Run it with its ends of the pipes, which are closed here."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
         home = str(Path(__file__).parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (home, environment.get("PYTHONPATH"))))
         command = [sys.executable, "-m", "longshore.shared.broker", str(self.directory)]
         command += ["--owner", str(os.getpid()), "--lifeline", str(lifeline), "--ready", str(ready)]
+        command += ["--max-item", str(self._max_item)]
+        command += ["--user", *map(str, self._user)] if self._user else []
         try:
-            process = subprocess.Popen(
-                [*command, "--max-item", str(self._max_item)],
+            return subprocess.Popen(
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(lifeline, ready),
@@ -99,22 +113,54 @@ class Broker:
         finally:
             os.close(lifeline)
             os.close(ready)
+
+    def complete(self, seconds: float = 0.0) -> None:
+        """Take note that what was begun is up, within `seconds`; one that is up already is left as it is.
+
+        A pidfd takes the place of the pipe where there are some, as a process that dies closes one descriptor after the
+        other, and nobody must be served by the next broker before it has closed all.
+
+        Raises:
+            BrokerLost: it is not up, and was killed.
+        """
+        run = self._run
+        if run is None:
+            if self._lifeline < 0:
+                raise BrokerLost(f"the broker in {self.directory} did not come up")
+            return
         # What has hung says no more than what has died.
+        up = os.read(self._ended, 32) if self._has_told(seconds) else b""
+        if not up:
+            self._abandon()
+            raise BrokerLost(
+                f"the broker in {self.directory} did not come up (exit {run.returncode})",
+                hint="Its standard error says why.",
+            )
+        run.wait()
+        self._run = None
+        self.pid = int(up)
+        with contextlib.suppress(OSError, AttributeError):
+            pidfd = os.pidfd_open(self.pid)
+            os.close(self._ended)
+            self._ended = pidfd
+
+    def _has_told(self, seconds: float) -> bool:
+        """Whether it is up or over, after at most `seconds`."""
         poll = select.poll()
         poll.register(self._ended, select.POLLIN)
-        up = os.read(self._ended, 32) if poll.poll(_UP * 1000) else b""
-        if not up:
+        return bool(poll.poll(seconds * 1000))
+
+    def _abandon(self) -> None:
+        """End what is not up."""
+        run, self._run = self._run, None
+        if run is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
-        if not up:
-            raise BrokerLost(
-                f"the broker in {self.directory} did not come up (exit {code})", hint="Its standard error says why."
-            )
-        return int(up)
+                os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+        self._forget()
 
     def fileno(self) -> int:
-        """A descriptor that is readable once it has ended; -1 where there is none."""
+        """A descriptor that is readable once it has ended, or, after `begin`, is up; -1 where there is none."""
         return self._ended
 
     def restart(self) -> None:
@@ -123,32 +169,45 @@ class Broker:
         Raises:
             BrokerLost: it did not come up.
         """
-        self.release()
-        self._start()
+        self.begin()
+        try:
+            self.complete(UP)
+        except BaseException:
+            # Whatever came between, what was begun ends.
+            self._abandon()
+            raise
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is none, and none was begun."""
+        return self._ended < 0 or (self._run is None and self._has_told(0))
 
     def release(self) -> None:
         """Take note of its death; its directory stays, for the next one."""
         self._end(0)
+        self._released = True
 
     def stop(self) -> None:
         """End it, and remove what it had; again, or in a child of its owner, does nothing."""
-        if self._end(5):
+        self._end(5)
+        if self._owner == os.getpid() and not self._released:
+            self._released = True
             shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _end(self, seconds: float) -> bool:
-        """Let it end, and kill it after `seconds`; whether there was one of this process's own."""
+    def _end(self, seconds: float) -> None:
+        """Let it end, if it is this process's own, and kill it after `seconds`."""
         if self._lifeline < 0 or self._owner != os.getpid():
-            return False
+            return
         os.close(self._lifeline)
         self._lifeline = -1
-        poll = select.poll()
-        poll.register(self._ended, select.POLLIN)
-        if not poll.poll(seconds * 1000):
+        if self._run is not None:
+            self._abandon()
+            return
+        if not self._has_told(seconds):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-            poll.poll(5000)
+            self._has_told(5)
         self._forget()
-        return True
 
     def _forget(self) -> None:
         for descriptor in (self._lifeline, self._ended):

@@ -136,14 +136,20 @@ def _park(
     me = greenlet.getcurrent()
     hub = me.parent
     assert hub is not None
-    parked = [False]
+    parked, started = [False], [False]
 
     def resume() -> None:
         if parked[0]:
             me.switch()
 
-    outcome = _Outcome(lambda: parking.reactor.post(resume), place, verb, key, holder, number)
+    def wake() -> None:
+        # What is done at once, on what is lent, needs nobody to be woken.
+        if started[0]:
+            parking.reactor.post(resume)
+
+    outcome = _Outcome(wake, place, verb, key, holder, number)
     on_its_way = place.start(outcome, verb, key, holder, number, timeout, fields)
+    started[0] = True
     thrown: BaseException | None = None
     while outcome.reply is None:
         parked[0] = True

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = (
+    "ABSORB",
+    "BORROW",
     "CANCEL",
     "END",
     "FRAMING",
@@ -32,8 +34,10 @@ __all__ = (
 
 #: Verbs of the connection itself.  HELLO: the secret -> the epoch; in decimal, the largest item and the client's number
 #: in the ledger.  CANCEL: the id as number.  END: the holder.  TELL, in the place of HELLO: the secret -> what
-#: `figures.py` names, in decimal.
-HELLO, CANCEL, END, TELL = 200, 201, 202, 203
+#: `figures.py` names, in decimal.  BORROW, of a key (`lending.py`): LATE, or -> the position where the journal begins;
+#: in fields, the client's word, in decimal, the parameters, and what the object's machine says of itself.  ABSORB ->
+#: the position up to which the journal has been absorbed.
+HELLO, CANCEL, END, TELL, BORROW, ABSORB = 200, 201, 202, 203, 204, 205
 #: What cuts the messages.
 FRAMING = LengthPrefixed(size=4, byteorder="little", max_size=(1 << 30))
 
@@ -131,6 +135,10 @@ def _join(fields: Sequence[bytes]) -> bytes:
     if len(fields) == 1:
         return fields[0]
     pack = _LENGTH.pack
+    if len(fields) == 2:
+        # Most of those that have more than one.
+        first, second = fields
+        return pack(len(first)) + first + pack(len(second)) + second
     return b"".join([part for field in fields for part in (pack(len(field)), field)])
 
 

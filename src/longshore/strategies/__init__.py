@@ -114,8 +114,12 @@ class Session:
         self.host = host
         self.peer = peer
         self.local = local
-        #: When it was accepted, in seconds on the reactor's clock.
-        self.opened_at: float = host.reactor.now()
+        self._opened_at: float = host.reactor.now()
+
+    @property
+    def opened_at(self) -> float:
+        """When it was accepted, in seconds on the reactor's clock."""
+        return self._opened_at
 
     def introduce(self, header: Any, via: str) -> None:
         """It came through a proxy: `header` is a `proxy.Header`, `via` the proxy's address; called before `begin`."""
@@ -171,7 +175,7 @@ class Session:
 
     # -- for strategies ------------------------------------------------------------------------------------
 
-    def opened(self, tls: str | None = None) -> None:
+    def begun(self, tls: str | None = None) -> None:
         """The connection is ready for its handler."""
         self.is_open = True
         if tls is not None:
@@ -215,13 +219,15 @@ class Session:
     def handler_returned(self) -> None:
         """The handler is through."""
         self.handler_running = False
-        self._end_if_over()
+        if self._gone is not None:
+            self._conclude()
 
     def gone(self, cause: str, error: BaseException | None) -> None:
         """The socket is closed."""
         if self._gone is None:
             self._gone = (cause, error)
-            self._end_if_over()
+            if not self.handler_running:
+                self._conclude()
 
     @property
     def over(self) -> bool:
@@ -252,20 +258,22 @@ class Session:
             self.handshaking = False
             self.host.handshake_over()
 
-    def _end_if_over(self) -> None:
-        if self._gone is None or self.handler_running or self._ended:
+    def _conclude(self) -> None:
+        if self._ended:
             return
         self._ended = True
         if self.handshaking:
             self.handshake_over()
+        host = self.host
+        if host.wants(ConnectionClosed):
+            self._tell_closed()
+        host.session_ended(self)
+
+    def _tell_closed(self) -> None:
+        assert self._gone is not None
         cause, error = self._gone
         if self._failure is not None and (cause == "finished" or error is None):
             cause, error = self._failure
-        if self.host.wants(ConnectionClosed):
-            self._tell_closed(cause, error)
-        self.host.session_ended(self)
-
-    def _tell_closed(self, cause: str, error: BaseException | None) -> None:
         received, sent, unsent = self.traffic()
         connection = self.connection
         self.host.emit(
@@ -288,6 +296,10 @@ class Strategy(Protocol):
     """How handlers run."""
 
     name: str
+
+    #: Whether its sessions stand on streams of the reactor, so that a connection may come to `open` without a socket
+    #: object, as `reactor.stream` takes it.
+    on_streams: bool
 
     def capacity(self, limits: Limits) -> int | None:
         """How many connections may be with their handler at once, by this strategy's own bound."""

@@ -42,20 +42,9 @@ GRACE = 1.0
 
 
 class _ServedLink(AsyncLink):
-    """A link that tells its session of what the server has to know."""
+    """A link that ends a wait for input where the server drains and nothing is owed."""
 
     session: _AsyncSession
-
-    def opened(self) -> None:
-        super().opened()
-        self.session.link_opened()
-
-    def drained(self) -> None:
-        super().drained()
-        self.session.finish_if_quiet()
-
-    def idled(self) -> None:
-        self.session.link_idled()
 
     def input_came(self, timeout: float | None) -> Awaitable[None]:  # type: ignore[override]  # it is only awaited
         if self.session.connection.draining:
@@ -73,34 +62,40 @@ class _AsyncSession(StreamSession):
     """One connection and its task."""
 
     link: _ServedLink
+    connection: AsyncConnection
+    connection_class = AsyncConnection
 
     def __init__(self, strategy: AsyncStrategy, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
         host = strategy.host
-        link = _ServedLink(self.gone)
-        link.session = self
+        link = _ServedLink()
         if host.handler.takes_batches:
             link.share = BATCH
         super().__init__(host, sock, peer, local, tls, link)
-        self.connection: AsyncConnection = AsyncConnection(link, peer=peer, local=local, server=host.facade)
         self._strategy = strategy
         self._task: asyncio.Task[None] | None = None
         self._handler: MessageHandler | None = None
         self._hooks = 0
         self._cut = False
 
-    # -- told by the link ------------------------------------------------------------------------------
+    # -- told by the stream ----------------------------------------------------------------------------
 
-    def link_opened(self) -> None:
+    def opened(self) -> None:
         """Start the handler; a later handshake of its own (`start_tls`) starts nothing."""
+        super().opened()
         if self._task is not None:
             return
-        self.opened(tls_version(self.link))
+        self.begun(tls_version(self.link))
         self.handler_running = True
         name = f"{self.host.handler.name} {self.connection.id} with {self.peer}"
         self._task = self._strategy.spawn(self._serve(), name)
         self._task.add_done_callback(self._task_ended)
 
-    def link_idled(self) -> None:
+    def drained(self) -> None:
+        """There is room again."""
+        super().drained()
+        self.finish_if_quiet()
+
+    def idled(self) -> None:
         """Call the hook; what it sends keeps the connection."""
         if self._handler is not None:
             self._call_hook(self._handler.idle)
@@ -281,6 +276,7 @@ class AsyncStrategy:
     """Runs async handlers in an asyncio loop: one of its own, or one that runs already."""
 
     name = "async"
+    on_streams = True
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -136,7 +136,7 @@ class BlockingSession(Session):
         try:
             if self._tls:
                 self._handshake()
-            post(self.opened, str(self.link.tls_object.version()) if self._tls else None)
+            post(self.begun, str(self.link.tls_object.version()) if self._tls else None)
             self.host.context().run(self._call)
         except BaseException as caught:
             error = caught

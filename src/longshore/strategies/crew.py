@@ -41,6 +41,8 @@ class Crew:
         self._behind: deque[tuple[str, str, Callable[[], object]]] = deque()
         self._taken = 0
         self._idle = 0
+        #: Whether a thread was called that has not come yet.
+        self._coming = False
         self._threads: dict[threading.Thread, str] = {}
         self._closed = False
 
@@ -58,17 +60,39 @@ class Crew:
             if self._closed:
                 return
             (self._behind if behind else self._jobs).append((label, name, job))
-            maximum = self._maximum()
-            if self._idle >= self.waiting:
-                self._ready.notify()
-            elif maximum is None or len(self._threads) < maximum:
-                thread = threading.Thread(target=self._work, name=f"longshore-thread-{next(_numbers)}", daemon=True)
-                self._threads[thread] = ""
+            self._call()
+
+    def _call(self) -> None:
+        """Have one more thread come, unless one is on its way: it calls the next if there is more than it can take.
+
+        Of many that are called at once each waits for the interpreter, for up to 5 ms after another
+        (sys.setswitchinterval), and the reactor's thread with them.  Of those that call each other most find that
+        whoever ran meanwhile has left them nothing.
+        """
+        if self._coming:
+            return
+        maximum = self._maximum()
+        if self._idle:
+            self._ready.notify()
+        elif maximum is None or len(self._threads) < maximum:
+            thread = threading.Thread(target=self._work, name=f"longshore-thread-{next(_numbers)}", daemon=True)
+            try:
                 thread.start()
+            except RuntimeError:
+                # The system has none left: what there is to do waits for those that there are.
+                if not self._threads:
+                    raise
+                return
+            self._threads[thread] = ""
+        else:
+            return
+        self._coming = True
 
     def _work(self) -> None:
         me = threading.current_thread()
         own_name = me.name
+        with self._ready:
+            self._coming = False
         while (taken := self._take(me)) is not None:
             label, name, job = taken
             me.name = name or own_name
@@ -86,17 +110,21 @@ class Crew:
     def _take(self, me: threading.Thread) -> tuple[str, str, Callable[[], object]] | None:
         with self._ready:
             self._threads[me] = ""
-            self._idle += 1
-            try:
-                self._ready.wait_for(lambda: self.waiting or self._closed, IDLE)
-            finally:
+            called = True
+            while called and not (self.waiting or self._closed):
+                self._idle += 1
+                called = self._ready.wait(IDLE)
                 self._idle -= 1
+                self._coming = False
             if not self.waiting:
                 del self._threads[me]
                 return None
             self._taken += 1
             first, then = (self._jobs, self._behind) if self._taken % SHARE else (self._behind, self._jobs)
-            return (first or then).popleft()
+            taken = (first or then).popleft()
+            if self.waiting:
+                self._call()
+            return taken
 
     def close(self) -> tuple[str, ...]:
         """Take no more jobs, forget those that wait, and join the threads; the names of those that still run."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import greenlet
 
 from longshore import runs
-from longshore.errors import LongshoreError, PeerClosed, ReadTimeout
+from longshore.errors import LongshoreError, PeerClosed
 from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
 from longshore.links.streams import SHARE, StreamLink
@@ -121,6 +121,8 @@ class GreenLink(StreamLink):
         if hub is None or not stream.reactor.on_thread:
             super()._pause(timeout, what, over)
             return
+        if timeout == 0:
+            raise self._late(timeout, what)
         wake = me.switch
         timer = None if timeout is None else stream.reactor.call_later(timeout, wake, True)
         stream.park(wake)
@@ -133,7 +135,7 @@ class GreenLink(StreamLink):
             if timer is not None:
                 timer.cancel()
         if late is True:
-            raise ReadTimeout(f"{what} on the connection to {stream.peer}: nothing in {timeout:g} s")
+            raise self._late(timeout, what)
 
     def wait_input(self, timeout: float | None) -> None:
         """Park until more input came; while the server drains, what owes nothing sees the end of the stream."""
@@ -154,7 +156,7 @@ class GreenLink(StreamLink):
         except BaseException:
             stream.unpark(wake)
             raise
-        if stream.spent:
+        if stream.spent and stream is self.stream:
             raise stream.failure()
 
     def end_for_drain(self) -> None:
@@ -164,23 +166,6 @@ class GreenLink(StreamLink):
 
     draining = False
     ended_for_drain = False
-
-
-class _SessionLink(GreenLink):
-    """A link that tells its session of what that has to know."""
-
-    session: GreenSession
-
-    def opened(self) -> None:
-        super().opened()
-        self.session.link_opened()
-
-    def idled(self) -> None:
-        self.session.link_idled()
-
-    def closed(self, cause: str, error: BaseException | None) -> None:
-        super().closed(cause, error)
-        self.session.gone(cause, error)
 
 
 class Home(Protocol):
@@ -199,26 +184,27 @@ class Home(Protocol):
 class GreenSession(StreamSession):
     """One connection and its greenlet."""
 
-    link: _SessionLink
-    _greenlet: greenlet.greenlet | None = None
-    _handler: Any = None
-
-    def __init__(self, home: Home, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
-        link = _SessionLink()
-        if home.host.handler.takes_batches:
+    def __init__(self, strategy: Home, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
+        link = GreenLink()
+        if strategy.host.handler.takes_batches:
             link.share = BATCH
-        super().__init__(home.host, sock, peer, local, tls, link)
-        self._home = home
+        super().__init__(strategy.host, sock, peer, local, tls, link)
+        self._link = link
+        self._parking = strategy.parking
+        self._running = strategy.running
+        self._greenlet: greenlet.greenlet | None = None
+        self._handler: Any = None
 
-    def link_opened(self) -> None:
+    def opened(self) -> None:
         """Start the handler; a later handshake of its own (`start_tls`) starts nothing."""
+        super().opened()
         if not self.handler_running and self._greenlet is None:
-            self.opened(tls_version(self.link))
+            self.begun(tls_version(self._link))
             self.handler_running = True
             # In a turn of its own, so that accepting goes on before the handler does.
             self.host.reactor.again(self._start)
 
-    def link_idled(self) -> None:
+    def idled(self) -> None:
         """Call the hook; what it sends keeps the connection."""
         if self._handler is not None:
             self._handler.idle()
@@ -226,7 +212,7 @@ class GreenSession(StreamSession):
     def _start(self) -> None:
         self.host.reactor.current = self
         # A plain function: the call of a method would be one more frame on the stack that is copied.
-        self._home.parking.spawn(GreenSession._run, self, context=self.host.context())
+        self._parking.spawn(GreenSession._run, self, context=self.host.context())
 
     def _run(self) -> None:
         self._greenlet = greenlet.getcurrent()
@@ -243,14 +229,14 @@ class GreenSession(StreamSession):
             except greenlet.GreenletExit:
                 cause = "cut"
             else:
-                if cause == "finished" and self.link.ended_for_drain:
+                if cause == "finished" and self._link.ended_for_drain:
                     cause = "drained"
         finally:
             if runs.touched:
                 runs.over()
             # A peer that is owed nothing when the server drains is not sending, so there is nothing to wait for.
             self.stream.close(cause, error, linger=self.is_owed or not self.connection.draining)
-            self._home.running.discard(self)
+            self._running.discard(self)
             self.handler_returned()
 
     def _call(self) -> str:
@@ -303,7 +289,7 @@ class GreenSession(StreamSession):
         """What has arrived beside the first message of a batch."""
         for _ in range(BATCH - 1):
             try:
-                message = self.link.input.take_message()
+                message = self._link.input.take_message()
             except LongshoreError:
                 # The next receive() says the same again, once what came before it is handled.
                 return
@@ -318,21 +304,21 @@ class GreenSession(StreamSession):
         # From now on each wait is judged here.
         self.stream.telling = True
         self.connection.draining = True
-        self.link.draining = True
+        self._link.draining = True
         if self._handler is not None:
             self._handler.draining(deadline)
         if self.stream.state == "opening":
             self.stream.close("drained")
         elif self.stream.watch.waiting and not self.stream.owing and not self.stream.input.unread:
-            self.link.end_for_drain()
-            self.link.arrived()
+            self._link.end_for_drain()
+            self._link.arrived()
 
     def cut(self) -> None:
         """Close the connection, and throw into what does not wait for it."""
         self.stream.close("cut", self.stopping(), linger=bool(self.stream.pending))
-        self.link.arrived()
+        self._link.arrived()
         if self.handler_running:
-            self._home.running.add(self)
+            self._running.add(self)
         if self.handler_running and self._greenlet is not None and not self._greenlet.dead:
             self.host.reactor.call_later(0.05, self._throw)
 
@@ -346,6 +332,7 @@ class GreenStrategy:
     """Runs blocking handlers and message handlers on greenlets."""
 
     name = "green"
+    on_streams = True
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -107,7 +107,7 @@ class SocketRequest(BlockingSession):
     def begin(self) -> None:
         """Hand the request to the hooks."""
         if self._shaken:
-            self.opened()
+            self.begun()
         super().begin()
 
     def handshake(self) -> None:
@@ -119,7 +119,7 @@ class SocketRequest(BlockingSession):
         if not self._shaken:
             self._shaken = True
             self._handshake()
-            self.host.reactor.post(self.opened, str(self.link.tls_object.version()))
+            self.host.reactor.post(self.begun, str(self.link.tls_object.version()))
 
     def _released_by_handler(self, sock: socket.socket) -> None:
         if self.host.reactor.closed:
@@ -203,10 +203,11 @@ class GreenRequest(GreenSession):
         self.host.reactor.post(self.stream.start)
         _begin(self.arrival)
 
-    def link_opened(self) -> None:
+    def opened(self) -> None:
         """Count it; the hooks start the handler."""
+        super(GreenSession, self).opened()
         if not self.is_open:
-            self.opened(tls_version(self.link))
+            self.begun(tls_version(self._link))
 
     def handshake(self) -> None:
         """Return once the TLS handshake is over.
@@ -214,7 +215,7 @@ class GreenRequest(GreenSession):
         Raises:
             LongshoreError, OSError: it failed, or took too long.
         """
-        self.link.wait_open()
+        self._link.wait_open()
 
     def settle(self) -> None:
         """The hooks are through; the stream knows by itself whether it is closed."""

@@ -36,6 +36,7 @@ class InlineStrategy:
     """One thing at a time, on the thread that called `run`."""
 
     name = "inline"
+    on_streams = False
 
     def __init__(self, host: Host) -> None:
         self._host = host

@@ -123,7 +123,7 @@ class _Session(Session):
     def heard(self, verb: str, *args: Any) -> None:
         """Act on one message."""
         if verb == "opened":
-            self.opened(*args)
+            self.begun(*args)
         elif verb == "failed":
             self._strategy.failed(self.peer, *args)
         elif verb == "closed":
@@ -218,6 +218,7 @@ class ProcessesStrategy:
     """A child process for each connection and each datagram."""
 
     name = "processes"
+    on_streams = False
 
     def __init__(self, host: Host, lineage: Lineage) -> None:
         self.host = host

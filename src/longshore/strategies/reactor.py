@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from longshore.errors import LongshoreError, PeerClosed
+from longshore.errors import LongshoreError
 from longshore.events import HandlerFailed
 from longshore.links.streams import StreamLink
 from longshore.strategies.streams import StreamSession, tls_version
@@ -23,60 +23,41 @@ if TYPE_CHECKING:
 __all__ = ("ReactorStrategy",)
 
 
-class _MessageLink(StreamLink):
-    """The sink of one stream; its messages need no telling, as the stream dispatches them."""
-
-    session: _MessageSession
-
-    # Bases are named here, and in sessions: `super()` would cost a short connection as much as all that they do.
-
-    def opened(self) -> None:
-        StreamLink.opened(self)
-        self.session.ready()
-
-    def idled(self) -> None:
-        self.session.idled()
-
-    def closed(self, cause: str, error: BaseException | None) -> None:
-        StreamLink.closed(self, cause, error)
-        self.session.stream_closed(cause, error)
-        # They would keep each other alive until the garbage collector comes.
-        del self.session
-
-
 class _MessageSession(StreamSession):
     """One connection and its message handler; the receiver of what is unusual about its messages."""
 
     #: The `MessageHandler`; None for a function, which has no hooks.
     _handler: Any = None
-    _started = False
 
-    def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
-        StreamSession.__init__(self, host, sock, peer, local, tls, _MessageLink())
+    # -- told by the stream, which needs not tell of messages, as it dispatches them -------------------------
 
-    def ready(self) -> None:
-        """The stream can be used: for the first time, or again after `start_tls`."""
+    def opened(self) -> None:
+        StreamSession.opened(self)
         stream = self.link.stream
-        if self._started:
+        if self.is_open:
             stream.go_on()
             return
-        self._started = True
-        self.opened(None if stream.tls is None else tls_version(self.link))
+        self.begun(None if stream.tls is None else tls_version(self.link))
         handler = self.host.handler
-        call, subject = handler.target, self.connection
-        if handler.kind == "session":
-            session = self._handler = handler.session_for(self.connection, self.host.facade, self.client_address)
-            self._guarded(session.connected)
-            call, subject = session.messages if handler.takes_batches else session.message, None
-        stream.dispatch(call, subject, self, batches=handler.takes_batches)
+        if handler.kind != "session":
+            stream.dispatch(handler.target, self.connection, self)
+            return
+        session = self._handler = handler.session_for(self.connection, self.host.facade, self.client_address)
+        self._guarded(session.connected)
+        if handler.takes_batches:
+            stream.dispatch(session.messages, None, self, batches=True)
+        else:
+            stream.dispatch(session.message, None, self)
 
     def idled(self) -> None:
-        """Let the handler do something about the silence."""
         if self._handler is not None:
             self._guarded(self._handler.idle)
 
-    def stream_closed(self, cause: str, error: BaseException | None) -> None:
-        """The stream is gone."""
+    def closed(self, cause: str, error: BaseException | None) -> None:
+        link = self.link
+        link.closed(cause, error)
+        # They would keep each other alive until the garbage collector comes.
+        link.session = None
         try:
             if self._handler is not None:
                 ended_in_order = cause in ("finished", "peer closed", "drained")
@@ -90,11 +71,13 @@ class _MessageSession(StreamSession):
         """Send a reply that takes more than encoding it."""
         self.connection.send(reply)
 
+    def input_ended(self) -> None:
+        """There will be no further message: the peer has closed."""
+        self.link.stream.close("drained" if self.connection.draining else "peer closed")
+
     def input_failed(self, error: Exception) -> None:
-        """There will be no further message."""
-        if isinstance(error, PeerClosed):
-            self.link.stream.close("drained" if self.connection.draining else "peer closed", error)
-        elif isinstance(error, LongshoreError):
+        """There will be no further message: what came is none."""
+        if isinstance(error, LongshoreError):
             self.stream.close("framing", error)
         else:
             # A framing of the user's own that raises anything else.
@@ -145,6 +128,7 @@ class ReactorStrategy:
     """Runs message handlers on the reactor's own thread."""
 
     name = "reactor"
+    on_streams = True
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -159,7 +143,7 @@ class ReactorStrategy:
 
     def open(self, sock: socket.socket, peer: str, local: str, tls: Any) -> Session:
         """A session on a stream."""
-        return _MessageSession(self._host, sock, peer, local, tls)
+        return _MessageSession(self._host, sock, peer, local, tls, StreamLink())
 
     def datagram(self, data: bytes, peer: str, reply: Any, address: Any) -> bool:
         """Handle a datagram at once."""

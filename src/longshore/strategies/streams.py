@@ -14,8 +14,7 @@ from longshore.packets import are_packets
 from longshore.strategies import Session, client_address_of
 
 if TYPE_CHECKING:
-    import socket
-
+    from longshore.connection import AsyncConnection
     from longshore.reactor.stream import Stream
     from longshore.strategies import Host
 
@@ -28,30 +27,78 @@ def tls_version(link: Any) -> str | None:
 
 
 class StreamSession(Session):
-    """A session whose socket the reactor owns."""
+    """A session whose socket the reactor owns: the sink of its stream.
 
-    def __init__(self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, link: StreamLink) -> None:
-        Session.__init__(self, host, peer, local)
-        session = None
+    `sock` is a socket, or what `reactor.stream` takes as one.  Bases are named here, and in sessions of this kind:
+    `super()` would cost a short connection as much as all that they do.
+    """
+
+    #: What its handler sees.
+    connection_class: type[Connection | AsyncConnection] = Connection
+
+    def __init__(self, host: Host, sock: Any, peer: str, local: str, tls: Any, link: StreamLink) -> None:
+        # As that of `Session`, but when it was accepted is the stream's to know.
+        self.host = host
+        self.peer = peer
+        self.local = local
+        self.link = link
+        link.session = self
         if tls is not None:
             from longshore.tls import Session as TLSSession
 
-            session = TLSSession(tls, server_side=True)
-        self.link = link
-        link.session = self
+            tls = TLSSession(tls, server_side=True)
         stream = host.reactor.stream(
             sock,
             peer,
-            sink=link,
+            sink=self,
             limits=host.limits,
             timeouts=host.timeouts,
             framing=host.framing,
-            tls=session,
+            tls=tls,
             packets=are_packets(sock),
         )
         stream.coalescing = True
         link.attach(stream)
-        self.connection = Connection(link, peer=peer, local=local, server=host.facade)
+        self.connection = self.connection_class(link, peer, local, host.facade)
+
+    # -- told by the stream ----------------------------------------------------------------------------
+
+    def attach(self, stream: Stream) -> None:
+        """Another stream takes the place of the one before."""
+        self.link.attach(stream)
+
+    def opened(self) -> None:
+        """The stream is ready: for the first time, or again after `start_tls`."""
+        if self.handshaking:
+            self.handshake_over()
+        self.link.opened()
+
+    def arrived(self) -> None:
+        """Input came or ended."""
+        self.link.arrived()
+
+    def drained(self) -> None:
+        """There is room again."""
+        self.link.drained()
+
+    def near(self) -> None:
+        """Nearly as much is pending as may be."""
+        self.host.near_pending(self.link.pending)
+
+    def idled(self) -> None:
+        """Nothing moved for `Timeouts.idle`."""
+
+    def closed(self, cause: str, error: BaseException | None) -> None:
+        """The stream is gone."""
+        self.link.closed(cause, error)
+        self.gone(cause, error)
+
+    # -- what the server asks --------------------------------------------------------------------------
+
+    @property
+    def opened_at(self) -> float:
+        """When it was accepted, in seconds on the reactor's clock."""
+        return self.link.stream.watch.opened
 
     @property
     def stream(self) -> Stream:
@@ -85,8 +132,7 @@ class StreamSession(Session):
 
     def traffic(self) -> tuple[int, int, int]:
         """Bytes received, sent, unsent."""
-        stream = self.link.stream
-        return stream.received, stream.sent, stream.pending
+        return self.link.stream.traffic()
 
     def evict(self) -> None:
         """End now; nothing is owed to an idle peer."""
@@ -95,7 +141,7 @@ class StreamSession(Session):
 
     def hold(self, held: bool) -> None:
         """Read nothing for now, or read again as before."""
-        self.stream.hold(held)
+        self.link.hold(held)
 
     def overdrawn(self, error: LimitExceeded) -> None:
         """End at once: what it holds will not be taken."""

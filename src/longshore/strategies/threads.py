@@ -138,43 +138,13 @@ class _Finished:
                 self._post()
 
 
-class _PooledLink(StreamLink):
-    """A stream's sink that wakes the threads which wait on the connection, then tells the session."""
-
-    session: _PooledSession
-
-    def opened(self) -> None:
-        """The stream is ready."""
-        super().opened()
-        self.session.stream_opened()
-
-    def arrived(self) -> None:
-        """Input came or ended."""
-        super().arrived()
-        self.session.go_on()
-
-    def drained(self) -> None:
-        """There is room again."""
-        super().drained()
-        self.session.go_on()
-
-    def idled(self) -> None:
-        """The connection was idle for too long."""
-        self.session.stream_idled()
-
-    def closed(self, cause: str, error: BaseException | None) -> None:
-        """The stream is gone."""
-        super().closed(cause, error)
-        self.session.stream_closed(cause, error)
-
-
 class _PooledSession(StreamSession):
     """One connection of a message handler; its state belongs to the reactor's thread, its jobs to the pool."""
 
     def __init__(
         self, host: Host, sock: socket.socket, peer: str, local: str, tls: Any, pool: tuple[Crew, _Finished]
     ) -> None:
-        link = _PooledLink()
+        link = StreamLink()
         super().__init__(host, sock, peer, local, tls, link)
         # A reply is sent when it is there: the next message is another thread's, and may take its time.
         self.stream.coalescing = False
@@ -188,17 +158,28 @@ class _PooledSession(StreamSession):
 
     # -- told by the stream ----------------------------------------------------------------------------
 
-    def stream_opened(self) -> None:
+    def opened(self) -> None:
         """Begin, or go on after a change to TLS."""
+        super().opened()
         if not self._started:
             self._started = True
             self.handler_running = True
-            self.opened(tls_version(self._link))
+            self.begun(tls_version(self._link))
             self._submit(self._begin)
         else:
             self.go_on()
 
-    def stream_idled(self) -> None:
+    def arrived(self) -> None:
+        """Input came or ended."""
+        super().arrived()
+        self.go_on()
+
+    def drained(self) -> None:
+        """There is room again."""
+        super().drained()
+        self.go_on()
+
+    def idled(self) -> None:
         """Let the handler send something, if it wants the connection to live on."""
         if self._busy or type(self._handler).idle is MessageHandler.idle:
             return
@@ -218,11 +199,11 @@ class _PooledSession(StreamSession):
 
         return look
 
-    def stream_closed(self, cause: str, error: BaseException | None) -> None:
+    def closed(self, cause: str, error: BaseException | None) -> None:
         """Tell the handler, once no message is with it."""
         in_order = cause in ("finished", "peer closed", "drained")
         self._hooks.append(("disconnected", (None if in_order else error,)))
-        self.gone(cause, error)
+        super().closed(cause, error)
         self.go_on()
 
     # -- one job after the other -------------------------------------------------------------------------
@@ -380,6 +361,7 @@ class ThreadsStrategy:
         # Not the pool: with every place taken by connections, nothing else would ever run there.  Their number
         # is bounded before open() is called.
         self._handlers = Crew(lambda: None)
+        self.on_streams = host.handler.takes_messages
 
     def capacity(self, limits: Limits) -> int | None:
         """`max_threads`, for handlers that hold a thread."""

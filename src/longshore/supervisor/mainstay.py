@@ -31,13 +31,23 @@ class Source(Protocol):
         """The process."""
 
     def fileno(self) -> int:
-        """A descriptor that is readable once the process has ended; another one after each `restart`."""
+        """A descriptor that is readable once the process has ended, or, after `begin`, once `complete` has an answer.
 
-    def restart(self) -> None:
-        """Start it again, once it has ended.
+        It is another one after each of the two.
+        """
+
+    def begin(self) -> float:
+        """Start it again, once it has ended, and wait for nothing; the seconds that it may take to come up.
 
         Raises:
-            LongshoreError: it did not come up.
+            LongshoreError, OSError: it could not be started.
+        """
+
+    def complete(self) -> None:
+        """Take note that it is up.
+
+        Raises:
+            LongshoreError: it is not, and was ended.
         """
 
 
@@ -49,7 +59,8 @@ class Mainstay:
         self._source = source
         self._brake = Brake()
         self._since = time.monotonic()
-        #: When the next one starts, where one is missing.
+        self._is_starting = False
+        #: When the next one starts, where one is missing; or until when one that is starting must be up.
         self.due: list[float] = []
 
     def watch(self) -> None:
@@ -59,13 +70,33 @@ class Mainstay:
             self._supervisor.watch(source, lambda: self._ended(source))
 
     def mend(self) -> None:
-        """Start it if it is missing and its time has come."""
-        if self._source is None or not self.due or time.monotonic() < self.due[0]:
+        """Start it if it is missing and its time has come; give it up if it does not come up in time.
+
+        The supervisor goes on meanwhile: it hears when it is up.
+        """
+        source = self._source
+        if source is None or not self.due or time.monotonic() < self.due[0]:
+            return
+        if self._is_starting:
+            self._settle(source)
             return
         try:
-            self._source.restart()
+            patience = source.begin()
         except (LongshoreError, OSError) as error:
-            self._missing(self._source, words(error), early=True)
+            self._missing(source, words(error), early=True)
+            return
+        self._is_starting = True
+        self.due = [time.monotonic() + patience]
+        self._supervisor.watch(source, lambda: self._settle(source))
+
+    def _settle(self, source: Source) -> None:
+        """It is up, or it has failed, or its time is over."""
+        self._supervisor.forget(source)
+        self._is_starting = False
+        try:
+            source.complete()
+        except (LongshoreError, OSError) as error:
+            self._missing(source, words(error), early=True)
             return
         self.due = []
         self._since = time.monotonic()

@@ -56,6 +56,13 @@ class Identity:
             )
         return cls(uid, gid, name)
 
+    @property
+    def numbers(self) -> tuple[int, int] | None:
+        """The user and the group of a process that has become it; None if its user is that of this one."""
+        if os.geteuid() != 0 or not self.uid:
+            return None
+        return self.uid, os.getegid() if self.gid is None else self.gid
+
     def assume(self) -> None:
         """Become it, for good; the groups first, because afterwards that is not allowed any more."""
         if os.geteuid() != 0:

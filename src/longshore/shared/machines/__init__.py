@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any
 from longshore.shared.places import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from longshore.shared.core import Core, Owner
     from longshore.shared.wire import Request
 
-__all__ = ("Line", "Machine")
+__all__ = ("MOST_LENT", "Line", "Machine")
+
+#: Values or items that an object may have to be lent.
+MOST_LENT = 1024
 
 
 class Line(OrderedDict[Any, None]):
@@ -39,6 +44,14 @@ class Machine:
         """A request that waited is out of its line: late, cancelled, or (None) its holder or client is gone."""
         if status is not None:
             self.core.reply(request, status)
+
+    def snapshot(self, client: object) -> list[bytes] | None:
+        """All of it, as `client` may know it, to be lent; None if it cannot be, or somebody waits."""
+        return None
+
+    def restore(self, parts: Sequence[bytes], owner: Callable[[int], Owner]) -> None:
+        """Be what `snapshot` has told; `owner` gives the client's holders by number."""
+        raise NotImplementedError(f"{type(self).__name__} is never lent")
 
     def released(self, owner: Owner, held: Any) -> None:
         """A holder has ended that still has `held` of this object, as noted in `Owner.held`."""

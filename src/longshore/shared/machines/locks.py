@@ -57,19 +57,19 @@ class LockMachine(Machine):
 
     def locked(self, request: Request) -> None:
         """LOCKED."""
-        held = self.owner is not None or (self.lent is not None and self.core.ledger.holder(self.slot) > 0)
+        held = self.owner is not None or (self.lent is not None and self.core.ledger.state(self.slot) > 0)
         self.core.reply(request, Status.OK, held)
 
     def take_back(self) -> None:
         """Lend it no more."""
         client, self.lent = self.lent, None
-        owner = self.owner = self.core.take_back(client, self)
+        owner = self.owner = self.core.lending.take_lock(client, self)
         if owner is not None:
             owner.held[self] = True
 
     def _lend(self, request: Request) -> bool:
         """Grant it to who asks, and lend it."""
-        if not (self.can_be_lent and self.core.lends and self.core.lend(request, self)):
+        if not (self.can_be_lent and self.core.lending.lend_lock(request, self)):
             return False
         self.lent = request.client
         recovered = b"1" if self.recovered else b"0"

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from longshore.shared.machines import Line, Machine
+from longshore.shared.machines import MOST_LENT, Line, Machine
 from longshore.shared.places import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from longshore.shared.conduit import Conduit
     from longshore.shared.core import Core, Owner
     from longshore.shared.wire import Request
 
@@ -92,6 +95,29 @@ class QueueMachine(Machine):
             self.items.appendleft((item, count + 1))
         self._pump()
 
+    def snapshot(self, client: object) -> list[bytes] | None:
+        """The counts, each item with its deliveries, and what was delivered to the client, with its holders."""
+        own = [
+            (b"%d" % number, b"%d" % owner.number, item, b"%d" % count)
+            for number, (owner, item, count) in self.deliveries.items()
+            if owner.client is client
+        ]
+        if self.getters or self.putters or self.joiners or len(self.items) + len(own) > MOST_LENT:
+            return None
+        counts = (b"%d" % self.unfinished, b"%d" % self._last_delivery, b"%d" % len(self.items))
+        parts = [*counts, *(part for item, count in self.items for part in (item, b"%d" % count))]
+        return [*parts, *(part for delivery in own for part in delivery)]
+
+    def restore(self, parts: Sequence[bytes], owner: Callable[[int], Owner]) -> None:
+        """See `Machine`."""
+        self.unfinished, self._last_delivery, count = map(int, parts[:3])
+        end = 3 + 2 * count
+        self.items = deque((parts[at], int(parts[at + 1])) for at in range(3, end, 2))
+        for at in range(end, len(parts), 4):
+            number, holder = int(parts[at]), owner(int(parts[at + 1]))
+            self.deliveries[number] = (holder, parts[at + 2], int(parts[at + 3]))
+            holder.held.setdefault(self, set()).add(number)
+
     def _accept(self, request: Request) -> None:
         self.unfinished += 1
         self.items.append((request.fields[0], 0))
@@ -138,7 +164,10 @@ class QueueMachine(Machine):
 
 
 class PipeMachine(Machine):
-    """Two ends, each with an inbox of whole messages."""
+    """Two ends, each with an inbox of whole messages.
+
+    Where the broker has conduits, messages go over one of those, and only who has which end is known here.
+    """
 
     def __init__(self, core: Core, parameters: bytes) -> None:
         super().__init__(core, parameters)
@@ -148,13 +177,24 @@ class PipeMachine(Machine):
         #: Handles of each end, by client.
         self.openers: tuple[dict[object, int], dict[object, int]] = ({}, {})
         self.was_open = [False, False]
+        self.conduit: Conduit | None = None
 
     def open(self, request: Request) -> None:
         """OPEN."""
         end, client = request.number & 1, request.client
+        if self.core.conduits is not None:
+            try:
+                if self.conduit is None:
+                    self.conduit = self.core.conduits()
+                self.conduit.hand_over(end, client)  # type: ignore[arg-type]
+            except OSError as error:
+                self._show()
+                self.core.reply(request, Status.TOO_LARGE, 0, (f"the broker's descriptors ({error})".encode(),))
+                return
         self.openers[end][client] = self.openers[end].get(client, 0) + 1
         self.was_open[end] = True
         self.core.watch(request.client, self)
+        self._show()
         self.core.reply(request, Status.OK)
 
     def hang_up(self, request: Request) -> None:
@@ -210,6 +250,18 @@ class PipeMachine(Machine):
             if client in self.openers[end]:
                 self._end_gone(end, client)
 
+    def _show(self) -> None:
+        """Have those at each end know whether the other one is gone; a conduit that holds nothing needs nobody."""
+        conduit = self.conduit
+        if conduit is None:
+            return
+        if any(self.openers) or not conduit.is_empty:
+            for end in (0, 1):
+                conduit.show(end, self._is_gone(1 - end))
+        else:
+            conduit.close()
+            self.conduit = None
+
     def _is_gone(self, end: int) -> bool:
         return self.was_open[end] and not self.openers[end]
 
@@ -217,6 +269,7 @@ class PipeMachine(Machine):
         del self.openers[end][client]
         if self.openers[end]:
             return
+        self._show()
         for line in (self.takers[1 - end], self.senders[end]):
             while line:
                 self.core.reply(line.first(), Status.CLOSED)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from longshore.shared.machines import Machine
+from longshore.shared.machines import MOST_LENT, Machine
 from longshore.shared.places import Status
 
 if TYPE_CHECKING:
-    from longshore.shared.core import Core
+    from collections.abc import Callable, Sequence
+
+    from longshore.shared.core import Core, Owner
     from longshore.shared.wire import Request
 
 __all__ = ("CounterMachine", "DictMachine")
@@ -40,6 +42,14 @@ class CounterMachine(Machine):
     def value(self, request: Request) -> None:
         """VALUE."""
         self.core.reply(request, Status.OK, self.number)
+
+    def snapshot(self, client: object) -> list[bytes]:
+        """Its number."""
+        return [b"%d" % self.number]
+
+    def restore(self, parts: Sequence[bytes], owner: Callable[[int], Owner]) -> None:
+        """See `Machine`."""
+        self.number = int(parts[0])
 
 
 class DictMachine(Machine):
@@ -94,6 +104,20 @@ class DictMachine(Machine):
     def count(self, request: Request) -> None:
         """COUNT."""
         self.core.reply(request, Status.OK, len(self.values))
+
+    def snapshot(self, client: object) -> list[bytes] | None:
+        """The version, and each key with its value and version."""
+        if len(self.values) > MOST_LENT:
+            return None
+        return [
+            b"%d" % self.version,
+            *(part for key, (value, version) in self.values.items() for part in (key, value, b"%d" % version)),
+        ]
+
+    def restore(self, parts: Sequence[bytes], owner: Callable[[int], Owner]) -> None:
+        """See `Machine`."""
+        self.version = int(parts[0])
+        self.values = {parts[at]: (parts[at + 1], int(parts[at + 2])) for at in range(1, len(parts), 3)}
 
     def list(self, request: Request) -> None:
         """LIST."""
