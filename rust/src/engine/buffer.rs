@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use memchr::{memchr, memmem};
+use memchr::memmem;
 
-use super::framing::{Cut, Cutter, Framing};
+use super::framing::{Cut, Cutter, Framing, position};
 use super::stream::CHUNK;
 
 /// Buffers that are lent out while they have something in them.
@@ -166,7 +166,10 @@ impl Input {
             return;
         }
         let rest = self.data.len() - self.start;
-        if rest * 4 < self.data.capacity() {
+        if rest == 0 {
+            self.start = 0;
+            pool.give(std::mem::take(&mut self.data));
+        } else if rest * 4 < self.data.capacity() {
             let own = self.rest().to_vec();
             self.start = 0;
             pool.give(std::mem::replace(&mut self.data, own));
@@ -322,7 +325,7 @@ impl Input {
             0
         };
         let found = match separator {
-            [byte] => memchr(*byte, &window[from..]),
+            [byte] => position(*byte, &window[from..]),
             _ => memmem::find(&window[from..], separator),
         };
         if let Some(at) = found {

@@ -8,6 +8,12 @@ use memchr::{memchr, memmem};
 
 const VARINT_BYTES: usize = 10;
 const NETSTRING_DIGITS: usize = 19;
+/// Bytes through which a delimiter is sought with narrow instructions first.
+#[cfg(target_arch = "x86_64")]
+const NEAR: usize = 256;
+/// Bytes that these take at once.
+#[cfg(target_arch = "x86_64")]
+const WIDTH: usize = 16;
 
 /// How a length is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +122,7 @@ impl Framing {
         let start = wire.len();
         if let [byte] = delimiter {
             // The delimiter of one byte is either inside, or not: no search over both together is needed.
-            if memchr(*byte, message).is_some_and(|at| !(keep_end && at + 1 == message.len())) {
+            if position(*byte, message).is_some_and(|at| !(keep_end && at + 1 == message.len())) {
                 return false;
             }
             wire.reserve(message.len() + 1);
@@ -328,11 +334,41 @@ impl Cutter {
     }
 }
 
+/// Where `byte` is first.
+///
+/// `memchr` takes the widest instructions that this processor has.  It finds out which at each call, and that costs more
+/// than to look through a short line; so what is near is sought with those that every such processor has.
+#[inline]
+pub(super) fn position(byte: u8, window: &[u8]) -> Option<usize> {
+    #[allow(unused_mut)] // it stays where it is on other processors
+    let mut at = 0;
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_set1_epi8};
+        let near = window.len().min(NEAR);
+        while near >= WIDTH && at < near {
+            // The last look goes over some bytes again, in which nothing was found.
+            let from = at.min(near - WIDTH);
+            // SAFETY: SSE2 is part of x86_64, and so many bytes from there on are within the slice.
+            let found = unsafe {
+                let bytes = _mm_loadu_si128(window.as_ptr().add(from).cast());
+                _mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_set1_epi8(byte as i8)))
+            };
+            if found != 0 {
+                return Some(from + found.trailing_zeros() as usize);
+            }
+            at = from + WIDTH;
+        }
+    }
+    // Not called for nothing, as that is what most replies come to.
+    if at == window.len() { None } else { memchr(byte, &window[at..]).map(|found| at + found) }
+}
+
 #[inline]
 fn find(delimiter: &[u8], data: &[u8], from: usize, to: usize) -> Option<usize> {
     let window = data.get(from..to)?;
     let found = match delimiter {
-        [byte] => memchr(*byte, window),
+        [byte] => position(*byte, window),
         _ => memmem::find(window, delimiter),
     };
     found.map(|at| at + from)
@@ -364,6 +400,24 @@ fn header(prefix: Prefix, data: &[u8]) -> Header {
                 }
             }
             if data.len() >= VARINT_BYTES { Header::Bad } else { Header::NeedMore }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_is_found_where_memchr_finds_it_whatever_the_length() {
+        for length in (0..80).chain(250..300) {
+            assert_eq!(position(b'|', &vec![b'-'; length]), None);
+            for first in 0..length {
+                let mut window = vec![b'-'; length];
+                window[first] = b'|';
+                window[length - 1] = b'|';
+                assert_eq!(position(b'|', &window), memchr(b'|', &window), "{first} of {length}");
+            }
         }
     }
 }

@@ -7,13 +7,13 @@
 //! Linux only, on epoll: elsewhere the portable reactor serves.
 
 mod acceptor;
+mod answers;
 mod buffer;
 mod counters;
 mod datagrams;
 mod deadlines;
 mod framing;
 mod ledger;
-mod outcomes;
 mod poller;
 mod sealing;
 mod slab;
@@ -22,13 +22,13 @@ mod streams;
 mod wheel;
 
 pub use acceptor::accept;
+pub use answers::{Effects, Exchange, Read, Step};
 pub use buffer::{Input, Pool, Taken};
 pub use counters::{Counters, HISTOGRAM};
 pub use datagrams::{Answer, DATAGRAMS, Datagram, Inbox, LONGEST, Origin, Outbox, take_together};
 pub use deadlines::{Due, Timeouts, Watch};
 pub use framing::{Cut, Cutter, Framing, Kind, Prefix};
 pub use ledger::{Ledger, is_connected};
-pub use outcomes::{Effects, Read, Step};
 pub use poller::{Poller, READ, WRITE};
 pub use slab::{Slab, Token};
 pub use stream::{CHUNK, Options, State, Stream};

@@ -8,7 +8,7 @@ use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use super::outcomes::{Effects, Read};
+use super::answers::{Effects, Read};
 use super::slab::Token;
 use super::stream::{Kit, State, Stream};
 use super::streams::Engine;

@@ -16,11 +16,11 @@ use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
-use super::buffer::{Input, Pool};
+use super::answers::{Effects, Read, Step};
+use super::buffer::{Input, Message, Pool};
 use super::counters::Counters;
 use super::deadlines::{Timeouts, Watch};
 use super::framing::Framing;
-use super::outcomes::{Effects, Read};
 use super::poller::{Poller, READ, WRITE};
 use super::sealing::Seal;
 use super::slab::Token;
@@ -279,6 +279,33 @@ impl Stream {
     }
 
     #[inline]
+    pub(super) fn step(&mut self, counters: &mut Counters) -> Step<'_> {
+        if self.state != State::Open {
+            return Step::Over;
+        }
+        if self.pending() > self.max_pending {
+            return Step::Held;
+        }
+        match self.input.cut_message() {
+            Message::At(start, stop) => {
+                self.messages += 1;
+                counters.messages += 1;
+                Step::Message(self.input.bytes(start, stop))
+            }
+            Message::NeedMore => {
+                // All that came was handled, whether or not the handler had something to say to it.
+                self.owing = self.input.unread();
+                Step::Dry
+            }
+            Message::Closed => Step::PeerClosed,
+            Message::Bad => {
+                counters.malformed += 1;
+                Step::Bad
+            }
+        }
+    }
+
+    #[inline]
     pub(super) fn reply<T>(&mut self, kit: &mut Kit<'_, T>, token: Token, message: &[u8], now: f64) -> Option<Effects> {
         if !self.writable() || self.pending() > self.max_pending {
             return None;
@@ -486,6 +513,15 @@ impl Stream {
     /// Watch the socket for just what can be done now.
     #[inline]
     pub(super) fn update<T>(&mut self, kit: &mut Kit<'_, T>, token: Token) {
+        // The usual: it waits for input, and goes on to.
+        let is_usual = self.interest == READ && self.hungry && self.wire.is_empty() && self.state == State::Open;
+        if !is_usual || self.held || self.input.ended {
+            self.update_watch(kit, token);
+        }
+    }
+
+    #[inline(never)]
+    fn update_watch<T>(&mut self, kit: &mut Kit<'_, T>, token: Token) {
         let mut events = 0;
         let pending = self.wire.len() > self.wire_start;
         let reads = match self.state {

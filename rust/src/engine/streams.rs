@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use rustix::net::sockopt;
 
-use super::buffer::{Message, Pool};
+use super::answers::{Effects, Exchange, Read, Step};
+use super::buffer::Pool;
 use super::counters::Counters;
 use super::deadlines::Due;
-use super::outcomes::{Effects, Read, Step};
 use super::poller::Poller;
 use super::slab::{Slab, Token};
 use super::stream::{Kit, Options, State, Stream};
@@ -146,29 +146,26 @@ impl<T> Engine<T> {
     /// Hand out the next message; the answer stands until something else is asked.
     #[inline]
     pub fn step(&mut self, token: Token) -> Step<'_> {
-        let Some(stream) = self.streams.get_mut(token) else { return Step::Over };
-        if stream.state != State::Open {
-            return Step::Over;
-        }
-        if stream.pending() > stream.max_pending {
-            return Step::Held;
-        }
-        match stream.input.cut_message() {
-            Message::At(start, stop) => {
-                stream.messages += 1;
-                self.counters.messages += 1;
-                Step::Message(stream.input.bytes(start, stop))
-            }
-            Message::NeedMore => {
-                // All that came was handled, whether or not the handler had something to say to it.
-                stream.owing = stream.input.unread();
-                Step::Dry
-            }
-            Message::Closed => Step::PeerClosed,
-            Message::Bad => {
-                self.counters.malformed += 1;
-                Step::Bad
-            }
+        self.streams.get_mut(token).map_or(Step::Over, |stream| stream.step(&mut self.counters))
+    }
+
+    /// `reply`, and `step` unless the reply has brought something about, or there is to be no more.
+    ///
+    /// It is what happens between two calls of a handler, so the stream is sought once for both.
+    #[inline]
+    pub fn exchange(&mut self, token: Token, message: &[u8], now: f64, more: bool) -> Exchange<'_> {
+        let Some(stream) = self.streams.get_mut(token) else { return Exchange::Refused };
+        let mut kit = Kit {
+            poller: self.poller.as_deref(),
+            wheel: &mut self.wheel,
+            counters: &mut self.counters,
+            dirty: &mut self.dirty,
+            pool: &mut self.pool,
+        };
+        match stream.reply(&mut kit, token, message, now) {
+            None => Exchange::Refused,
+            Some(effects) if more && effects.is_empty() => Exchange::Next(stream.step(kit.counters)),
+            Some(effects) => Exchange::Sent(effects),
         }
     }
 

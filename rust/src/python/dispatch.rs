@@ -15,7 +15,7 @@ use pyo3::types::{PyBytes, PyList};
 
 use super::reactor::Work;
 use super::stream::Stream;
-use crate::engine::{Effects, State, Step};
+use crate::engine::{Exchange, State, Step};
 
 /// Messages that one connection may have handled before the others get their turn.
 const BATCH: usize = 64;
@@ -59,7 +59,25 @@ enum Next<'py> {
     Dry,
     Held,
     Over,
-    Ended { malformed: bool },
+    Ended {
+        malformed: bool,
+    },
+    /// There may be more, but it is the turn of others.
+    Enough,
+}
+
+impl<'py> Next<'py> {
+    #[inline]
+    fn of(py: Python<'py>, step: Step<'_>) -> Self {
+        match step {
+            Step::Message(message) => Next::Message(PyBytes::new(py, message)),
+            Step::Dry => Next::Dry,
+            Step::Held => Next::Held,
+            Step::Over => Next::Over,
+            Step::PeerClosed => Next::Ended { malformed: false },
+            Step::Bad => Next::Ended { malformed: true },
+        }
+    }
 }
 
 impl<'py> Callee<'py> {
@@ -161,111 +179,84 @@ impl Stream {
     /// A message at a time; true if there may be more.
     #[inline]
     fn one_by_one(slf: &Bound<'_, Self>, callee: &Callee<'_>, now: f64) -> PyResult<bool> {
-        let py = slf.py();
-        let me = slf.get();
-        let mut reply: Option<Bound<'_, PyAny>> = None;
-        for count in 0.. {
-            // The reply to the last message goes out under the same borrow in which the next one is cut.
-            let bytes =
-                reply.as_ref().and_then(|reply| reply.cast_exact::<PyBytes>().ok()).map(PyBytesMethods::as_bytes);
-            let (sent, next) = me.with(py, |core| {
-                let sent = match bytes {
-                    Some(bytes) => core.engine.reply(me.token, bytes, now),
-                    None if reply.is_some() => None,
-                    None => Some(Effects::default()),
-                };
-                if sent.is_none_or(|effects| !effects.is_empty()) || count == BATCH {
-                    return (sent, None);
-                }
-                let next = match core.engine.step(me.token) {
-                    Step::Message(message) => Next::Message(PyBytes::new(py, message)),
-                    Step::Dry => Next::Dry,
-                    Step::Held => Next::Held,
-                    Step::Over => Next::Over,
-                    Step::PeerClosed => Next::Ended { malformed: false },
-                    Step::Bad => Next::Ended { malformed: true },
-                };
-                (sent, Some(next))
-            });
-            let reply_was = reply.take();
-            let next = match next {
-                Some(next) => next,
-                None => {
-                    match sent {
-                        Some(effects) => Self::apply(slf, effects)?,
-                        None => {
-                            if let Some(reply) = reply_was
-                                && let Err(error) = callee.send(reply)
-                            {
-                                callee.failed(error)?;
-                            }
-                        }
-                    }
-                    if count == BATCH {
-                        Self::batch_ended(slf, now, count > 0, false)?;
-                        return Ok(true);
-                    }
-                    Self::next(slf)
+        let mut next = Self::next(slf, true);
+        let mut handled = 0;
+        while let Next::Message(message) = next {
+            handled += 1;
+            let more = handled < BATCH;
+            next = match callee.handle(message.into_any()) {
+                Ok(answer) if answer.is_none() => Self::next(slf, more),
+                Ok(answer) => Self::exchange(slf, callee, answer, now, more)?,
+                Err(error) => {
+                    callee.failed(error)?;
+                    Self::next(slf, more)
                 }
             };
-            match next {
-                Next::Message(message) => match callee.handle(message.into_any()) {
-                    Ok(answer) if answer.is_none() => {}
-                    Ok(answer) => reply = Some(answer),
-                    Err(error) => callee.failed(error)?,
-                },
-                Next::Dry => {
-                    Self::batch_ended(slf, now, count > 0, true)?;
-                    return Ok(false);
-                }
-                Next::Held => {
-                    Self::batch_ended(slf, now, count > 0, false)?;
-                    return Ok(false);
-                }
-                Next::Over => return Ok(false),
-                Next::Ended { malformed } => {
-                    me.input_failed(callee, malformed)?;
-                    return Ok(false);
+        }
+        Self::pause(slf, callee, &next, now, handled > 0)
+    }
+
+    /// The next message, unless there were enough.
+    #[inline]
+    fn next<'py>(slf: &Bound<'py, Self>, more: bool) -> Next<'py> {
+        let py = slf.py();
+        let me = slf.get();
+        if more { me.with(py, |core| Next::of(py, core.engine.step(me.token))) } else { Next::Enough }
+    }
+
+    /// Send a reply; the next message is cut under the same borrow.
+    #[inline]
+    fn exchange<'py>(
+        slf: &Bound<'py, Self>,
+        callee: &Callee<'py>,
+        reply: Bound<'py, PyAny>,
+        now: f64,
+        more: bool,
+    ) -> PyResult<Next<'py>> {
+        let py = slf.py();
+        let me = slf.get();
+        let sent = reply.cast_exact::<PyBytes>().ok().and_then(|bytes| {
+            me.with(py, |core| match core.engine.exchange(me.token, bytes.as_bytes(), now, more) {
+                Exchange::Next(step) => Some(Ok(Next::of(py, step))),
+                Exchange::Sent(effects) => Some(Err(effects)),
+                Exchange::Refused => None,
+            })
+        });
+        match sent {
+            Some(Ok(next)) => return Ok(next),
+            Some(Err(effects)) => Self::apply(slf, effects)?,
+            None => {
+                if let Err(error) = callee.send(reply) {
+                    callee.failed(error)?;
                 }
             }
         }
-        Ok(false)
+        Ok(Self::next(slf, more))
     }
 
-    fn next<'py>(slf: &Bound<'py, Self>) -> Next<'py> {
-        let py = slf.py();
-        let me = slf.get();
-        me.with(py, |core| match core.engine.step(me.token) {
-            Step::Message(message) => Next::Message(PyBytes::new(py, message)),
-            Step::Dry => Next::Dry,
-            Step::Held => Next::Held,
-            Step::Over => Next::Over,
-            Step::PeerClosed => Next::Ended { malformed: false },
-            Step::Bad => Next::Ended { malformed: true },
-        })
+    /// No message is next; true if there may be more in the next turn.
+    #[inline]
+    fn pause(slf: &Bound<'_, Self>, callee: &Callee<'_>, last: &Next<'_>, now: f64, handled: bool) -> PyResult<bool> {
+        match last {
+            Next::Over => {}
+            Next::Ended { malformed } => slf.get().input_failed(callee, *malformed)?,
+            other => Self::batch_ended(slf, now, handled, matches!(other, Next::Dry))?,
+        }
+        Ok(matches!(last, Next::Enough))
     }
 
     /// All messages at once; true if there may be more.
     fn batch(slf: &Bound<'_, Self>, callee: &Callee<'_>, now: f64) -> PyResult<bool> {
         let py = slf.py();
-        let me = slf.get();
         let mut found = Vec::new();
         let last = loop {
-            if found.len() == LARGE_BATCH {
-                break Next::Dry;
-            }
-            match Self::next(slf) {
+            match Self::next(slf, found.len() < LARGE_BATCH) {
                 Next::Message(message) => found.push(message),
                 other => break other,
             }
         };
         if found.is_empty() {
-            match last {
-                Next::Ended { malformed } => me.input_failed(callee, malformed)?,
-                Next::Over => {}
-                other => Self::batch_ended(slf, now, false, matches!(other, Next::Dry))?,
-            }
-            return Ok(false);
+            return Self::pause(slf, callee, &last, now, false);
         }
         if let Err(error) = Self::handle_batch(slf, callee, PyList::new(py, found)?, now) {
             callee.failed(error)?;

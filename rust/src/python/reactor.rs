@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use rustix::time::{ClockId, clock_gettime};
 
 use super::cell::GilCell;
 use super::stream::{self, Stream};
@@ -93,7 +92,9 @@ pub struct Reactor {
 /// The clock of `time.monotonic`.
 #[inline]
 pub fn monotonic() -> f64 {
-    let now = clock_gettime(ClockId::Monotonic);
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes to what is lent to it for this call; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
 }
 

@@ -118,16 +118,15 @@ impl Stream {
             let effects = me.with(py, |core| core.engine.flush(me.token, now));
             Self::apply(slf, effects)?;
         }
-        if events & READ != 0 {
-            let (read, wanted) = me.with(py, |core| {
-                let wanted = core.engine.wanted(me.token, READ) != 0;
-                (if wanted { core.engine.read(me.token, now) } else { Read::Nothing }, wanted)
-            });
-            if wanted {
-                Self::after_read(slf, read, true, now)?;
-            }
+        if events & READ == 0 {
+            return Ok(());
         }
-        Ok(())
+        let read = me.with(py, |core| {
+            // What was told of the output may have changed what is wanted.
+            let wanted = events & WRITE == 0 || core.engine.wanted(me.token, READ) != 0;
+            if wanted { core.engine.read(me.token, now) } else { Read::Nothing }
+        });
+        Self::after_read(slf, read, true, now)
     }
 
     #[inline]

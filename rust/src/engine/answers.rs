@@ -1,4 +1,4 @@
-//! What the calls of a stream come to: the driver tells it, once no part of the engine is borrowed.
+//! What the calls of a stream answer: values, which the driver acts on when nothing of the engine is borrowed.
 
 use rustix::io::Errno;
 
@@ -68,4 +68,15 @@ pub enum Step<'a> {
     PeerClosed,
     /// What came is no message.
     Bad,
+}
+
+/// What has come of a reply.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Exchange<'a> {
+    /// It is on its way without further ado, and this is next.
+    Next(Step<'a>),
+    /// It is on its way, and this is to be told before anything else.
+    Sent(Effects),
+    /// It takes more than putting it behind the others.
+    Refused,
 }
