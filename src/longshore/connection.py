@@ -48,7 +48,13 @@ class _Named:
     via: str | None = None
     #: What that proxy has said (`longshore.proxy.Header`), TLS and names included; None without a proxy.
     proxied: Any = None
+    #: Whether the server has asked its handlers to finish.
+    draining: bool = False
     _id = 0
+    _messages = 0
+    _timeout: float | None = None
+    #: What is written inside of `corked`.
+    _cork: bytearray | None = None
 
     def __init__(self, link: Any, peer: str, local: str, server: Any = None, timeout: float | None = None) -> None:
         self._link: Link = link
@@ -58,12 +64,8 @@ class _Named:
         self.local: str = local
         #: The server that accepted it; None on a client.
         self.server: Any = server
-        #: Whether the server has asked its handlers to finish.
-        self.draining: bool = False
-        self._messages = 0
-        self._timeout = timeout
-        #: What is written inside of `corked`.
-        self._cork: bytearray | None = None
+        if timeout is not None:
+            self._timeout = timeout
         self._straighten()
 
     def _straighten(self) -> None:

@@ -27,8 +27,9 @@ def run_class(kind: Any, request: Any, client_address: Any, server: Any) -> None
     handler.server = server
     handler.setup()
     try:
-        file = getattr(handler, "wfile", None)
-        if type(file).__name__ == "_SocketWriter" and type(file).__module__ == "socketserver":
+        # By its type alone: a name for the file would keep it as long as the handler runs.
+        written = type(getattr(handler, "wfile", None))
+        if written.__name__ == "_SocketWriter" and written.__module__ == "socketserver":
             handler.wfile = handler.connection.makefile("wb", 0)
         handler.handle()
     finally:

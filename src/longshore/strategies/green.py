@@ -175,7 +175,7 @@ class Home(Protocol):
     def parking(self) -> Parking:
         """Where the handlers' greenlets wait."""
 
-    #: The sessions whose handler has not returned.
+    #: The sessions that were cut, and whose handler has not returned.
     running: set[GreenSession]
 
 
@@ -209,11 +209,11 @@ class GreenSession(StreamSession):
 
     def _start(self) -> None:
         self.host.reactor.current = self
-        self._greenlet = self._parking.spawn(self._run, context=self.host.context())
+        # A plain function: the call of a method would be one more frame on the stack that is copied.
+        self._parking.spawn(GreenSession._run, self, context=self.host.context())
 
     def _run(self) -> None:
         self._greenlet = greenlet.getcurrent()
-        self._running.add(self)
         cause: str = "finished"
         error: BaseException | None = None
         try:
@@ -315,6 +315,8 @@ class GreenSession(StreamSession):
         """Close the connection, and throw into what does not wait for it."""
         self.stream.close("cut", self.stopping(), linger=bool(self.stream.pending))
         self._link.arrived()
+        if self.handler_running:
+            self._running.add(self)
         if self.handler_running and self._greenlet is not None and not self._greenlet.dead:
             self.host.reactor.call_later(0.05, self._throw)
 
