@@ -112,7 +112,8 @@ class Session:
     """One TLS connection over memory buffers.
 
     Where OpenSSL calls something an error of the system, `ssl` raises what `errno` happens to say (since Python 3.13),
-    which over memory means nothing: a session that has failed may say `BlockingIOError`.  So every `OSError` is TLS's.
+    which over memory means nothing: a session that has failed may say `BlockingIOError`.  And a context may have an
+    `SSLObject` or callbacks of the user's own.  So whatever is raised is TLS's failure, and ends this connection only.
 
     `outgoing()` has what must be sent after any call; the owner sends it.
     """
@@ -151,7 +152,7 @@ class Session:
             self.object.do_handshake()
         except ssl.SSLWantReadError:
             return False
-        except (OSError, ssl.CertificateError) as error:
+        except Exception as error:
             raise TLSError(f"TLS handshake failed: {describe(error)}") from error
         self.ready = True
         return True
@@ -179,7 +180,7 @@ class Session:
             pass
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             ended = True
-        except OSError as error:
+        except Exception as error:
             raise TLSError(f"TLS failed: {describe(error)}") from error
         return parts[0] if len(parts) == 1 else b"".join(parts), ended, self._out.read() if self._out.pending else b""
 
@@ -193,7 +194,7 @@ class Session:
             done = self.object.write(plaintext)
             while done < len(plaintext):
                 done += self.object.write(memoryview(plaintext)[done:])
-        except OSError as error:
+        except Exception as error:
             raise TLSError(f"TLS failed: {describe(error)}") from error
         return self._out.read()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import queue
 import random
 import socket
 import threading
@@ -79,15 +80,21 @@ class Reading(threading.Thread):
 
 
 def settle(server: Any, count: int, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Return once the server has read `count` bytes and sent what it owes, or the connection has ended."""
-    while connections := server.connections:
-        turned = threading.Event()
-        server.reactor.post(server.reactor.again, turned.set)
-        turned.wait()
-        meanwhile()
+    """Return once the server has read `count` bytes and sent what it owes, or the connection has ended.
+
+    It is looked at between two callbacks, and three turns in a row, as one may leave the rest to the next.
+    """
+    calm = 0
+    while calm < 3 and (connections := server.connections):
+        looked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         stream = connections[0]._link.stream
-        if (stream.state != "open" or stream.received == count) and not stream.pending:
-            return
+
+        def look(stream: Any = stream, looked: Any = looked) -> None:
+            looked.put((stream.state != "open" or stream.received == count) and not stream.pending)
+
+        server.reactor.post(server.reactor.again, look)
+        calm = calm + 1 if looked.get() else 0
+        meanwhile()
 
 
 def settle_and_reset(server: Any, client: Client, count: int) -> bytes:

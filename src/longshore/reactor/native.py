@@ -291,12 +291,10 @@ def hand_over(native: _native.Stream) -> Stream:
     """Put a portable stream into the place of a native one, which is forgotten: it knows any framing.
 
     Raises:
-        LongshoreError, OSError: the stream is not open any more.
+        LongshoreError, OSError: the stream has ended.
     """
-    if native.state != "open":
-        raise native.failure()
     native.flush()
-    if native.state != "open":
+    if native.state not in ("opening", "open"):
         raise native.failure()
     # Whoever waits looks again, and goes on to wait on the other one.
     native.wake()

@@ -137,8 +137,11 @@ class Stream:
         self._update()
 
     def continue_as(self, other: Any, *, unread: bytes, unsent: bytes, ended: bool) -> None:
-        """Take the place of another stream on the same socket, open and with all that it knew."""
-        self._machine.to("open")
+        """Take the place of another stream on the same socket, with all that it knew."""
+        if self.tls is None or self.tls.ready:
+            self._machine.to("open")
+        else:
+            self.watch.begin_handshake(self.reactor.now())
         self.received, self.sent, self.messages = other.received, other.sent, other.messages
         self.owing, self.coalescing, self.telling = other.owing, other.coalescing, other.telling
         self.watch.first, self.watch.opened = not self.received, other.watch.opened
@@ -246,11 +249,9 @@ class Stream:
         elif self.tls is None:
             self._deliver(data, ended=not data)
         else:
-            self._read_tls(data)
+            self._read_tls(self.tls, data)
 
-    def _read_tls(self, data: bytes) -> None:
-        session = self.tls
-        assert session is not None
+    def _read_tls(self, session: Session, data: bytes) -> None:
         # The end of the stream is not fed: OpenSSL takes one without close_notify for an attack and refuses to send
         # from then on, but a peer that half-closed is still owed its replies.
         ciphertext = data
