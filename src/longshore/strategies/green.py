@@ -103,7 +103,13 @@ def _hub() -> greenlet.greenlet:
 class GreenLink(StreamLink):
     """A link whose waits park the greenlet; other threads wait as they do on any stream."""
 
+    __slots__ = ("draining", "ended_for_drain")
+
     share = SHARE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draining = self.ended_for_drain = False
 
     def _wake(self) -> None:
         super()._wake()
@@ -162,8 +168,13 @@ class GreenLink(StreamLink):
         self.ended_for_drain = True
         self.stream.end_input()
 
-    draining = False
-    ended_for_drain = False
+
+class _BatchLink(GreenLink):
+    """The same for handlers that take all messages at once."""
+
+    __slots__ = ()
+
+    share = LARGE_BATCH
 
 
 class Home(Protocol):
@@ -183,21 +194,20 @@ class GreenSession(StreamSession):
     """One connection and its greenlet."""
 
     def __init__(self, strategy: Home, sock: socket.socket, peer: str, local: str, tls: Any) -> None:
-        link = GreenLink()
-        if strategy.host.handler.takes_batches:
-            link.share = LARGE_BATCH
+        link = _BatchLink() if strategy.host.handler.takes_batches else GreenLink()
         super().__init__(strategy.host, sock, peer, local, tls, link)
-        self._link = link
-        self._parking = strategy.parking
-        self._running = strategy.running
+        self._home = strategy
         self._greenlet: greenlet.greenlet | None = None
-        self._handler: Any = None
+
+    link: GreenLink
+    #: The `MessageHandler` whose hooks are called; functions and classes have none.
+    _handler: Any = None
 
     def opened(self) -> None:
         """Start the handler; a later handshake of its own (`start_tls`) starts nothing."""
         super().opened()
         if not self.handler_running and self._greenlet is None:
-            self.begun(tls_version(self._link))
+            self.begun(tls_version(self.link))
             self.handler_running = True
             # In a turn of its own, so that accepting goes on before the handler does.
             self.host.reactor.again(self._start)
@@ -210,7 +220,7 @@ class GreenSession(StreamSession):
     def _start(self) -> None:
         self.host.reactor.current = self
         # A plain function: the call of a method would be one more frame on the stack that is copied.
-        self._parking.spawn(GreenSession._run, self, context=self.host.context())
+        self._home.parking.spawn(GreenSession._run, self, context=self.host.context())
 
     def _run(self) -> None:
         self._greenlet = greenlet.getcurrent()
@@ -227,14 +237,14 @@ class GreenSession(StreamSession):
             except greenlet.GreenletExit:
                 cause = "cut"
             else:
-                if cause == "finished" and self._link.ended_for_drain:
+                if cause == "finished" and self.link.ended_for_drain:
                     cause = "drained"
         finally:
             if runs.touched:
                 runs.over()
             # A peer that is owed nothing when the server drains is not sending, so there is nothing to wait for.
             self.stream.close(cause, error, linger=self.is_owed or not self.connection.draining)
-            self._running.discard(self)
+            self._home.running.discard(self)
             self.handler_returned()
 
     def _call(self) -> str:
@@ -287,7 +297,7 @@ class GreenSession(StreamSession):
         """What has arrived beside the first message of a batch."""
         for _ in range(LARGE_BATCH - 1):
             try:
-                message = self._link.input.take_message()
+                message = self.link.input.take_message()
             except LongshoreError:
                 # The next receive() says the same again, once what came before it is handled.
                 return
@@ -302,21 +312,21 @@ class GreenSession(StreamSession):
         # From now on each wait is judged here.
         self.stream.telling = True
         self.connection.draining = True
-        self._link.draining = True
+        self.link.draining = True
         if self._handler is not None:
             self._handler.draining(deadline)
         if self.stream.state == "opening":
             self.stream.close("drained")
         elif self.stream.watch.waiting and not self.stream.owing and not self.stream.input.unread:
-            self._link.end_for_drain()
-            self._link.arrived()
+            self.link.end_for_drain()
+            self.link.arrived()
 
     def cut(self) -> None:
         """Close the connection, and throw into what does not wait for it."""
         self.stream.close("cut", self.stopping(), linger=bool(self.stream.pending))
-        self._link.arrived()
+        self.link.arrived()
         if self.handler_running:
-            self._running.add(self)
+            self._home.running.add(self)
         if self.handler_running and self._greenlet is not None and not self._greenlet.dead:
             self.host.reactor.call_later(0.05, self._throw)
 

@@ -207,7 +207,7 @@ class GreenRequest(GreenSession):
         """Count it; the hooks start the handler."""
         super(GreenSession, self).opened()
         if not self.is_open:
-            self.begun(tls_version(self._link))
+            self.begun(tls_version(self.link))
 
     def handshake(self) -> None:
         """Return once the TLS handshake is over.
@@ -215,7 +215,7 @@ class GreenRequest(GreenSession):
         Raises:
             LongshoreError, OSError: it failed, or took too long.
         """
-        self._link.wait_open()
+        self.link.wait_open()
 
     def settle(self) -> None:
         """The hooks are through; the stream knows by itself whether it is closed."""
