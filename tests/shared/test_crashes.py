@@ -387,6 +387,19 @@ def test_a_broker_for_another_user_lets_in_that_one_and_who_has_started_it_and_n
     assert not made.directory.exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_link_in_the_directory_of_another_user_s_broker_gives_nothing_away_when_it_is_started_again(tmp_path):
+    root_s = tmp_path / "root's"
+    root_s.write_text("7")
+    with Broker(user=(65534, 65534)) as made:
+        (made.directory / "link").symlink_to(root_s)
+        os.kill(made.pid, signal.SIGKILL)
+        wait_until(lambda: made.has_ended)
+        made.restart()
+        assert root_s.stat().st_uid == 0
+        (made.directory / "link").unlink()
+
+
 def test_who_does_not_know_the_key_gets_no_byte_and_is_logged(capfd):
     with broker() as made, socket.socket(socket.AF_UNIX) as stranger:
         stranger.settimeout(5)

@@ -255,10 +255,12 @@ def _most_connections() -> int:
 
 def _next_epoch(directory: Path) -> int:
     """An epoch higher than any that this directory has seen, and than those of other directories before it."""
-    file = directory / "epoch"
-    before = int(file.read_text()) if file.exists() else 0
-    epoch = max(int(time.time()), before + 1)
-    file.write_text(str(epoch))
+    # A directory of another user's may hold a link to anything, which root must not write to.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with open(os.open(directory / "epoch", flags, 0o600), "r+", encoding="ascii") as file:
+        epoch = max(int(time.time()), int(file.read() or 0) + 1)
+        file.seek(0)
+        file.write(str(epoch))
     return epoch
 
 
@@ -305,11 +307,12 @@ def main(arguments: list[str] | None = None) -> None:
 def _become(directory: Path, uid: int, gid: int) -> None:
     """Be that user from now on, with all that lies in the directory.
 
-    Once it serves, as what it imports until then may be of a Python that only the user of before can read.
+    Once it serves, as what it imports until then may be of a Python that only the user of before can read.  Where a
+    broker has died before, its user could put links into the directory, which are not followed.
     """
     for file in sorted(directory.iterdir(), key=lambda file: file.name == "socket"):
         # The socket is the last, as with it clients come in, who open the others.
-        os.chown(file, uid, gid)
+        os.chown(file, uid, gid, follow_symlinks=False)
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)
