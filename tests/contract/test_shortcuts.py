@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import socketserver
+import subprocess
+import sys
 from typing import Any
 
 import greenlet
@@ -31,6 +33,18 @@ def test_a_method_tells_its_parameters_and_what_it_does(method, parameters):
     assert list(inspect.signature(method).parameters) == parameters
     assert method.__doc__
     assert method.__name__ in method.__qualname__
+
+
+def test_modules_may_be_imported_anew():
+    program = (
+        "import sys, longshore.connection\n"
+        "for name in [name for name in sys.modules if name.partition('.')[0] == 'longshore']:\n"
+        "    del sys.modules[name]\n"
+        "import longshore.connection\n"
+        "print(longshore.connection.Connection.readline.__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("readline\n", "")
 
 
 def test_arguments_may_be_given_by_name_and_methods_be_kept():

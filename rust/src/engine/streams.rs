@@ -82,17 +82,23 @@ impl<T> Engine<T> {
         self.streams.get_mut(token).map(Box::as_mut)
     }
 
+    /// The stream of a token, and what it uses of the rest.
     #[inline]
-    pub(super) fn with<R: Default>(&mut self, token: Token, call: impl FnOnce(&mut Stream, &mut Kit<'_, T>) -> R) -> R {
-        let Some(stream) = self.streams.get_mut(token) else { return R::default() };
-        let mut kit = Kit {
+    fn stream_and_kit(&mut self, token: Token) -> Option<(&mut Stream, Kit<'_, T>)> {
+        let stream = self.streams.get_mut(token)?;
+        let kit = Kit {
             poller: self.poller.as_deref(),
             wheel: &mut self.wheel,
             counters: &mut self.counters,
             dirty: &mut self.dirty,
             pool: &mut self.pool,
         };
-        call(stream, &mut kit)
+        Some((stream, kit))
+    }
+
+    #[inline]
+    pub(super) fn with<R: Default>(&mut self, token: Token, call: impl FnOnce(&mut Stream, &mut Kit<'_, T>) -> R) -> R {
+        self.stream_and_kit(token).map_or_else(R::default, |(stream, mut kit)| call(stream, &mut kit))
     }
 
     /// Begin to be open.
@@ -132,15 +138,7 @@ impl<T> Engine<T> {
     /// Read once.
     #[inline]
     pub fn read(&mut self, token: Token, now: f64) -> Read {
-        let Some(stream) = self.streams.get_mut(token) else { return Read::Nothing };
-        let mut kit = Kit {
-            poller: self.poller.as_deref(),
-            wheel: &mut self.wheel,
-            counters: &mut self.counters,
-            dirty: &mut self.dirty,
-            pool: &mut self.pool,
-        };
-        stream.read(&mut kit, token, now)
+        self.stream_and_kit(token).map_or(Read::Nothing, |(stream, mut kit)| stream.read(&mut kit, token, now))
     }
 
     /// Hand out the next message; the answer stands until something else is asked.
@@ -154,14 +152,7 @@ impl<T> Engine<T> {
     /// It is what happens between two calls of a handler, so the stream is sought once for both.
     #[inline]
     pub fn exchange(&mut self, token: Token, message: &[u8], now: f64, more: bool) -> Exchange<'_> {
-        let Some(stream) = self.streams.get_mut(token) else { return Exchange::Refused };
-        let mut kit = Kit {
-            poller: self.poller.as_deref(),
-            wheel: &mut self.wheel,
-            counters: &mut self.counters,
-            dirty: &mut self.dirty,
-            pool: &mut self.pool,
-        };
+        let Some((stream, mut kit)) = self.stream_and_kit(token) else { return Exchange::Refused };
         match stream.reply(&mut kit, token, message, now) {
             None => Exchange::Refused,
             Some(effects) if more && effects.is_empty() => Exchange::Next(stream.step(kit.counters)),

@@ -94,6 +94,11 @@ trait Shortcut: 'static {
     fn attempt<'py>(object: &Bound<'py, PyAny>, args: &[Bound<'py, PyAny>]) -> PyResult<Attempt<'py>>;
 }
 
+/// Whether a class has the shortcut already.
+fn put_before<S: Shortcut>(kind: &Bound<'_, PyType>) -> bool {
+    S::method().get(kind.py()).is_some()
+}
+
 /// Put a shortcut into the place of the method.
 fn put<S: Shortcut>(kind: &Bound<'_, PyType>) -> PyResult<()> {
     let py = kind.py();
@@ -452,9 +457,15 @@ pub fn give_slots(py: Python<'_>) {
 }
 
 /// Put shortcuts into the place of methods of `kind`, one of the classes that have some.
+///
+/// Whoever imports a module anew gets classes of the same names that go without: what is known here of slots and
+/// methods is known of the first ones, whose objects may live on.
 #[pyfunction]
 pub fn shorten(kind: &Bound<'_, PyType>) -> PyResult<()> {
     unpanicked(|| match kind.name()?.to_str()? {
+        "Connection" if put_before::<SendAll>(kind) => Ok(()),
+        "AsyncConnection" if put_before::<AsyncSendAll>(kind) => Ok(()),
+        "_Writer" if put_before::<Write>(kind) => Ok(()),
         "Connection" => {
             DIRECT.learn(kind, "_direct")?;
             let _known = CONNECTIONS.set(kind.py(), kind.clone().unbind());
