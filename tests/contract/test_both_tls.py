@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from longshore import TLS, Lines, Timeouts
+from longshore import TLS, Lines, MessageHandler, Timeouts
 from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed, ServerStarted
 from longshore.framing import Json
 from longshore.testing import Client, Clock, running_server
@@ -25,7 +25,8 @@ FORGED = b"\x17\x03\x03\x00\x20" + bytes(32)
 class Speaker:
     """The client's half of TLS over bytes, so that a test cuts them where it likes."""
 
-    def __init__(self, context: ssl.SSLContext, client: Client) -> None:
+    def __init__(self, context: ssl.SSLContext, client: Client, first: bytes = b"") -> None:
+        """Make the handshake, and send `first` together with the last of it."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
         #: Bytes that were sent.
@@ -37,6 +38,7 @@ class Speaker:
                 self._send(client)
                 self._incoming.write(client.recv())
             else:
+                self._tls.write(first)
                 self._send(client)
                 return
 
@@ -174,6 +176,28 @@ def test_a_stream_over_tls_that_takes_up_a_framing_of_ones_own_goes_on_portably(
         assert client.recv_line().replace(b" ", b"") == b'{"a":1}\n'
         assert client.request(b"[2]") == b"[2]"
     assert server.events.of(HandlerFailed) == []
+
+
+@pytest.mark.parametrize("name", ["native", "portable"])
+def test_what_came_with_the_last_of_the_handshake_is_heard_in_the_framing_that_is_chosen_then(
+    name, certificates, monkeypatch
+):
+    class Choosing(MessageHandler):
+        def connected(self) -> None:
+            self.connection.framing = Json()
+
+        def message(self, message: Any) -> Any:
+            return message
+
+    monkeypatch.setenv("LONGSHORE_REACTOR", name)
+    options: Any = {"framing": Lines(), "strategy": "reactor", "tls": certificates.server_tls()}
+    with running_server(Choosing, "tls://127.0.0.1:0", **options) as server:
+        with Client(server.url.replace("tls://", "tcp://")) as client:
+            speaker = Speaker(certificates.client_context(), client, b"[1]\n")
+            said = b""
+            while not said.endswith(b"\n"):
+                said += speaker.open(client.recv())[0]
+            assert said == b"[1]\n"
 
 
 @pytest.mark.parametrize("name", ["native", "portable"])

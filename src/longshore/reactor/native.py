@@ -26,7 +26,7 @@ from longshore.reactor.acceptor import Acceptor
 from longshore.reactor.clock import Clock
 from longshore.reactor.datagrams import Datagrams
 from longshore.reactor.stream import Stream
-from longshore.tls import bound, hung_up, refused
+from longshore.tls import TLSError, bound, hung_up, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -296,12 +296,21 @@ def hand_over(native: _native.Stream) -> Stream:
     native.flush()
     if native.state not in ("opening", "open"):
         raise native.failure()
+    said, over, owed = b"", False, b""
+    if native.tls is not None and native.tls.ready and native.tls.unread:
+        # Whoever is told that the handshake is over gets in before what came with the last of it.
+        try:
+            said, over, owed = native.tls.receive(b"")
+        except TLSError as error:
+            native.fail("error", error)
+            raise
     # Whoever waits looks again, and goes on to wait on the other one.
     native.wake()
     sink, plan = native.surrender()
-    unsent = native.take_output()
-    ended = native.ended
+    unsent = native.take_output() + owed
+    ended = native.ended or over
     unread, sock = native.release()
+    unread += said
     stream = Stream(
         native.reactor,
         sock,

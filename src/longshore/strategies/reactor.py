@@ -44,6 +44,8 @@ class _MessageSession(StreamSession):
             return
         session = self._handler = handler.session_for(self.connection, self.host.facade, self.client_address)
         self._guarded(session.connected)
+        # Another one, where the hook has chosen a framing that the native one does not know.
+        stream = self.link.stream
         if handler.takes_batches:
             stream.dispatch(session.messages, None, self, batches=True)
         else:
