@@ -17,6 +17,8 @@ import pytest
 from longshore import shared
 from longshore.errors import BrokerLost, ClosedError
 from longshore.framing import Lines
+from longshore.shared import joining
+from longshore.shared.ends import End
 
 
 @contextlib.contextmanager
@@ -222,6 +224,26 @@ def test_closing_both_ends_while_a_thread_waits_is_no_loss_of_the_broker():
         thread.join(5)
         assert outcome in ([ClosedError], [EOFError])
         assert shared.Counter("c").add() == 1
+
+
+def test_an_end_that_is_opened_while_its_last_handle_is_being_closed_is_another_one_and_stays(monkeypatch):
+    let_go, opened = End.let_go, []
+
+    def let_go_while_another_opens(end):
+        last = let_go(end)
+        if not opened:
+            opened.append(shared.Pipe("p", 0).open())
+        return last
+
+    with broker():
+        quay, deck = shared.Pipe("p", 0).open(), shared.Pipe("p", 1).open()
+        monkeypatch.setattr(End, "let_go", let_go_while_another_opens)
+        quay.close()
+        ends = joining.joined()._ends
+        assert sorted(number for _, number in ends) == [0, 1]
+        assert not any(end._closed for end in ends.values())
+        opened[0].send("still there")
+        assert deck.recv(timeout=5) == "still there"
 
 
 def test_pipes_that_are_closed_leave_no_descriptor_here_or_at_the_broker():

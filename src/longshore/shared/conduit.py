@@ -17,6 +17,7 @@ The rules:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -66,7 +67,7 @@ class Conduit:
         try:
             for sock in self._sockets:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
-                self._signs.append(os.pipe())
+                self._signs.append(os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError:
             self.close()
             raise
@@ -87,7 +88,9 @@ class Conduit:
             if gone:
                 os.write(writable, b"\0")
             else:
-                os.read(readable, 1)
+                # A client of another kind may have read it already, which is no reason to wait.
+                with contextlib.suppress(BlockingIOError):
+                    os.read(readable, 1)
 
     @property
     def is_empty(self) -> bool:
@@ -135,10 +138,17 @@ def receive(sock: socket.socket) -> bytes | None:
     Raises:
         OSError: the descriptor that came with a message could not be taken, and with it the message.
     """
+    # Taken out while it is in use: a signal's handler may receive in between, on this very thread.
+    packet = _own.__dict__.pop("packet", None)
+    if packet is None:
+        packet = memoryview(bytearray(PACKET))
     try:
-        packet = _own.packet
-    except AttributeError:
-        packet = _own.packet = memoryview(bytearray(PACKET))
+        return _received(sock, packet)
+    finally:
+        _own.packet = packet
+
+
+def _received(sock: socket.socket, packet: memoryview) -> bytes | None:
     try:
         size, passed, flags, _ = sock.recvmsg_into([packet], _DESCRIPTORS, _TAKEN)
     except BlockingIOError:

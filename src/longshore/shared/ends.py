@@ -64,15 +64,31 @@ class Ends(dict[tuple[bytes, int], "End"]):
     def __init__(self, home: Home) -> None:
         super().__init__()
         self._home = home
+        self._lock = threading.Lock()
 
     def __missing__(self, which: tuple[bytes, int]) -> End:
         return self.setdefault(which, End(self._home, *which))
+
+    def open(self, key: bytes, number: int) -> Reply:
+        """A handle takes an end."""
+        while True:
+            end = self[key, number]
+            reply = end.open()
+            if reply is not None:
+                return reply
+            # Its last handle is being closed by another thread: whoever comes now has one of his own.
+            self._drop((key, number), end)
 
     def hang_up(self, key: bytes, number: int) -> None:
         """A handle is closed; the last one gives the end up."""
         end = self.get((key, number))
         if end is not None and end.let_go():
-            self.pop((key, number), None)
+            self._drop((key, number), end)
+
+    def _drop(self, which: tuple[bytes, int], end: End) -> None:
+        with self._lock:
+            if self.get(which) is end:
+                del self[which]
 
     def close(self, failure: BaseException) -> None:
         """Give all of them up; who waits on a loop or a reactor gets `failure`."""
@@ -81,6 +97,7 @@ class Ends(dict[tuple[bytes, int], "End"]):
 
     def forget(self) -> None:
         """In a child that was forked: the ends are its parent's, and its own handles take them anew."""
+        self._lock = threading.Lock()
         for end in list(self.values()):
             end.forget()
 
@@ -107,9 +124,11 @@ class End:
 
     # -- taking it, and giving it up -------------------------------------------------------------------------
 
-    def open(self) -> Reply:
-        """A handle takes it."""
+    def open(self) -> Reply | None:
+        """A handle takes it; None where it was given up."""
         with self._lock:
+            if self._closed:
+                return None
             reply = self._taken()
             self._handles += reply.status == Status.OK
             return reply
@@ -265,9 +284,9 @@ class End:
             return ClosedError(f"{self._home.url}: this end of the pipe is closed")
         return self._home.lose(error)
 
-    def duplicates(self) -> list[int]:
-        """Descriptors of the conduit and of the sign for one who watches them; a loop watches each number once."""
-        return [os.dup(self._data.fileno()), os.dup(self._sign)]
+    def descriptors(self) -> tuple[int, int]:
+        """Those of the conduit and of the sign."""
+        return self._data.fileno(), self._sign
 
 
 class _Wait:
@@ -280,12 +299,18 @@ class _Wait:
         if reply is not None:
             done(reply)
             return
+        try:
+            for original, writable in zip(end.descriptors(), (verb == _SEND, False), strict=True):
+                # A loop watches each number once.
+                number = os.dup(original)
+                self._undoing.append(lambda number=number: os.close(number))  # type: ignore[misc]
+                self._undoing.append(watched(_Descriptor(number), self._ready, writable=writable))
+            if timeout is not None:
+                self._undoing.append(called_later(timeout, lambda: self.settle(_LATE)).cancel)
+        except BaseException:
+            self._undo()
+            raise
         end.waiting.add(self)
-        for number, writable in zip(end.duplicates(), (verb == _SEND, False), strict=True):
-            unwatch = watched(_Descriptor(number), self._ready, writable=writable)
-            self._undoing += [unwatch, lambda number=number: os.close(number)]  # type: ignore[misc]
-        if timeout is not None:
-            self._undoing.append(called_later(timeout, lambda: self.settle(_LATE)).cancel)
 
     def _ready(self, _events: int = 0) -> None:
         self.settle(_AGAIN)
@@ -299,10 +324,13 @@ class _Wait:
         if self not in self._end.waiting:
             return
         self._end.waiting.discard(self)
-        for undo in self._undoing:
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                undo()
+        self._undo()
         self._done(outcome)
+
+    def _undo(self) -> None:
+        while self._undoing:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                self._undoing.pop()()
 
 
 class _Descriptor:

@@ -413,7 +413,7 @@ class LocalPlace:
         if verb >= _OPEN:
             end = self._end(key, number)
             if verb == _OPEN:
-                return end.open()
+                return self._ends.open(key, number)
             if end.is_direct or end.retaken():
                 return end.ask(verb, timeout, fields)
         return self._channel().ask(verb, key, holder, number, timeout, fields)
