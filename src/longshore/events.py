@@ -139,8 +139,8 @@ class ConnectionOpened(Event):
 class ConnectionClosed(Event):
     """A connection ended: exactly one per accepted connection, with its cause.
 
-    `cause` is one of `CAUSES`; `error` is the exception behind it where there is one; `unsent` counts
-    bytes that were written but never left.
+    `cause` is one of `CAUSES`; `error` is the exception behind it where there is one, and None for an end in order
+    ("finished", "peer closed", "drained"); `unsent` counts bytes that were written but never left.
     """
 
     level: ClassVar[str] = "DEBUG"

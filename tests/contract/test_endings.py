@@ -8,7 +8,7 @@ import threading
 import pytest
 
 import longshore
-from longshore import ClosedError, MessageHandler, Raw, Timeouts
+from longshore import ClosedError, Lines, MessageHandler, Raw, Timeouts
 from longshore.events import ConnectionClosed, ConnectionOpened
 from longshore.testing import Client
 
@@ -180,3 +180,53 @@ def test_a_connection_whose_destruction_fails_leaves_none_of_the_others_open(lon
             server.admission.destroy()
         assert len(set(destroyed)) == 3
         monkeypatch.undo()
+
+
+def receiving(strategy):
+    """A handler that lets the end of the stream out, as `receive` tells it."""
+
+    def handler(connection):
+        while True:
+            connection.send(connection.receive())
+
+    async def async_handler(connection):
+        while True:
+            await connection.send(await connection.receive())
+
+    return async_handler if strategy == "async" else handler
+
+
+@pytest.mark.parametrize("strategy", ["inline", "threads", "processes", "green", "async"])
+def test_a_peer_that_closes_in_order_is_no_error_though_the_handler_was_told_by_one(longshore_server, strategy):
+    server = longshore_server(receiving(strategy), strategy=strategy, framing=Lines())
+    with Client(server.url) as client:
+        assert client.request(b"hello") == b"hello"
+    closed = server.events.wait_for(ConnectionClosed)
+    assert (closed.cause, closed.error) == ("peer closed", None)
+
+
+@pytest.mark.parametrize("strategy", ["reactor", "threads", "green"])
+@pytest.mark.parametrize("who", [b"server", b"client"])
+def test_an_end_in_order_is_told_to_hooks_and_observers_without_an_error(longshore_server, strategy, who):
+    told = []
+
+    class Closing(MessageHandler):
+        framing = Lines()
+
+        def message(self, message):
+            self.connection.send(message)
+            if message == b"server":
+                self.connection.close()
+
+        def disconnected(self, error):
+            told.append(error)
+
+    server = longshore_server(Closing, strategy=strategy)
+    with Client(server.url) as client:
+        assert client.request(who) == who
+        if who == b"client":
+            client.half_close()
+        client.recv_until_closed()
+    closed = server.events.wait_for(ConnectionClosed)
+    assert (closed.cause, closed.error) == ("finished" if who == b"server" else "peer closed", None)
+    assert told == [None]

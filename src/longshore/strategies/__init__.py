@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from longshore.reactor.portable import PortableReactor
     from longshore.strategies.lineage import Lineage
 
-__all__ = ("Host", "Session", "Strategy", "cause_of", "client_address_of", "create", "prepare")
+__all__ = ("IN_ORDER", "Host", "Session", "Strategy", "cause_of", "client_address_of", "create", "prepare")
+
+#: The causes of an end at which nothing went wrong.
+IN_ORDER = frozenset({"finished", "peer closed", "drained"})
 
 
 class Host(Protocol):
@@ -274,6 +277,9 @@ class Session:
         cause, error = self._gone
         if self._failure is not None and (cause == "finished" or error is None):
             cause, error = self._failure
+        if cause in IN_ORDER:
+            # What told the handler of the end, as `receive` does by raising, is nothing that went wrong.
+            error = None
         received, sent, unsent = self.traffic()
         connection = self.connection
         self.host.emit(

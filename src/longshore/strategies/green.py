@@ -20,6 +20,7 @@ from longshore.events import HandlerFailed
 from longshore.framing import NEED_MORE
 from longshore.links.streams import SHARE, StreamLink
 from longshore.reactor.dispatch import LARGE_BATCH
+from longshore.strategies import IN_ORDER
 from longshore.strategies.classes import run_class
 from longshore.strategies.streams import StreamSession, tls_version
 
@@ -286,9 +287,10 @@ class GreenSession(StreamSession):
         except BaseException as failure:
             error = failure
             if isinstance(failure, LongshoreError) and self.stream.state in ("closing", "closed"):
-                if self._gone is None:
-                    return self.stream.cause
-                return self._gone[0]
+                cause: str = self.stream.cause if self._gone is None else self._gone[0]
+                if cause in IN_ORDER:
+                    error = None
+                return cause
             raise
         finally:
             handler.disconnected(error)

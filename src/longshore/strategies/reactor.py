@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.errors import LongshoreError
 from longshore.events import HandlerFailed
 from longshore.links.streams import StreamLink
+from longshore.strategies import IN_ORDER
 from longshore.strategies.streams import StreamSession, tls_version
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ class _MessageSession(StreamSession):
         link.session = None
         try:
             if self._handler is not None:
-                ended_in_order = cause in ("finished", "peer closed", "drained")
-                self._guarded(self._handler.disconnected, None if ended_in_order else error)
+                self._guarded(self._handler.disconnected, None if cause in IN_ORDER else error)
         finally:
             self.gone(cause, error)
 

@@ -19,7 +19,7 @@ from longshore.handlers import MessageHandler
 from longshore.limits import overdue
 from longshore.links.streams import StreamLink
 from longshore.reactor.dispatch import LARGE_BATCH
-from longshore.strategies import Session
+from longshore.strategies import IN_ORDER, Session
 from longshore.strategies.blocking import BlockingSession
 from longshore.strategies.crew import Crew
 from longshore.strategies.streams import StreamSession, tls_version
@@ -200,8 +200,7 @@ class _PooledSession(StreamSession):
 
     def closed(self, cause: str, error: BaseException | None) -> None:
         """Tell the handler, once no message is with it."""
-        in_order = cause in ("finished", "peer closed", "drained")
-        self._hooks.append(("disconnected", (None if in_order else error,)))
+        self._hooks.append(("disconnected", (None if cause in IN_ORDER else error,)))
         super().closed(cause, error)
         self.go_on()
 
@@ -252,7 +251,7 @@ class _PooledSession(StreamSession):
 
     def _no_message(self, error: Exception) -> None:
         if isinstance(error, PeerClosed):
-            self.stream.close("drained" if self.connection.draining else "peer closed", error)
+            self.stream.close("drained" if self.connection.draining else "peer closed")
         elif isinstance(error, LongshoreError):
             self.stream.close("framing", error)
         else:
