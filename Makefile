@@ -71,7 +71,8 @@ pytest: $(STAMP) cargo
 
 # What differs between the reactors; the rest of the suite goes through the one that was built.
 PORTABLE := tests/contract/test_conversations.py tests/contract/test_bad_input.py tests/contract/test_lifecycle.py \
-	tests/contract/test_guard.py tests/contract/test_start_tls.py
+	tests/contract/test_guard.py tests/contract/test_proxies.py tests/contract/test_memory_budget.py \
+	tests/contract/test_start_tls.py
 
 .PHONY: cargo
 cargo:

@@ -6,6 +6,7 @@ import ast
 import shutil
 import socketserver
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 import trustme
 
 from longshore import TLS, Lines, MessageHandler
-from longshore.testing import RecordedServer
+from longshore.events import ConnectionClosed
+from longshore.testing import Client, RecordedServer
 
 Answer = Callable[[bytes, Any], Any]
 
@@ -145,6 +147,31 @@ def serve(longshore_server: Serve) -> Serve:
         return longshore_server(shape.handler(answer), *addresses, **shape.options(**options))
 
     return start
+
+
+def turned_away(url: str, *, farewell: bytes = b"") -> bool:
+    """Whether a server closes a connection at once, with just its farewell."""
+    with Client(url) as client:
+        try:
+            return client.recv_until_closed() == farewell
+        except ConnectionResetError:
+            return True
+
+
+def total_received(server: Any) -> int:
+    """How many bytes the server has taken from the kernel, of the connections that it has."""
+    return sum(session.traffic()[0] for session in tuple(server._admission.sessions))
+
+
+def received(server: Any, count: int) -> None:
+    """Return once the server has taken `count` bytes from the kernel, or has ended somebody."""
+    pause = threading.Event()
+    for _ in range(5000):
+        if total_received(server) >= count or server.events.of(ConnectionClosed):
+            return
+        # A byte that comes makes no event, so this looks again, at most for five seconds.
+        pause.wait(0.001)
+    raise AssertionError(f"the server has not received {count} bytes")
 
 
 @pytest.fixture(params=["native", "portable"])

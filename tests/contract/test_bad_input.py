@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import longshore
-from contract.conftest import Shape
+from contract.conftest import Shape, received
 from longshore import LengthPrefixed, Limits, Lines, MessageHandler, Netstring, Server, Timeouts
 from longshore.config import Proxy
 from longshore.events import ConnectionClosed, ConnectionOpened, HandlerFailed
@@ -117,17 +117,6 @@ def test_half_a_message_and_then_silence_is_a_timeout(framed, serve, longshore_c
     assert closed.cause == "timeout"
     assert "idle=60" in str(closed.error)
     assert server.events.of(HandlerFailed) == []
-
-
-def received(server: Any, count: int) -> None:
-    """Return once the server has taken `count` bytes of its only connection from the kernel."""
-    pause = threading.Event()
-    for _ in range(2000):
-        if sum(session.traffic()[0] for session in tuple(server._admission.sessions)) >= count:
-            return
-        # A byte that comes makes no event, so this looks again, at most for two seconds.
-        pause.wait(0.001)
-    raise AssertionError(f"the server has not received {count} bytes")
 
 
 def test_a_peer_that_says_nothing_is_a_timeout(shape, serve, longshore_clock):

@@ -43,6 +43,25 @@ def place(request):
             shared.leave()
 
 
+@contextlib.contextmanager
+def joined(**options):
+    """A broker that this process is joined to."""
+    shared.leave()
+    with shared.start_broker(**options) as made:
+        shared.join(made.url)
+        try:
+            yield made
+        finally:
+            shared.leave()
+
+
+@pytest.fixture
+def broker():
+    """A broker that this process is joined to."""
+    with joined() as made:
+        yield made
+
+
 @pytest.fixture(params=BLOCKING)
 def strategy(request):
     return request.param

@@ -25,20 +25,9 @@ from longshore.shared import joining
 from longshore.shared.starting import Broker
 from longshore.shared.wire import HELLO, encode_request
 from longshore.supervisor.mainstay import Mainstay
+from shared.conftest import joined
 
 pytestmark = pytest.mark.slow
-
-
-@contextlib.contextmanager
-def broker(**options):
-    """A broker that this process is joined to."""
-    shared.leave()
-    with shared.start_broker(**options) as made:
-        shared.join(made.url)
-        try:
-            yield made
-        finally:
-            shared.leave()
 
 
 def gone(pid: int) -> bool:
@@ -68,7 +57,7 @@ def test_a_killed_holder_lets_go_at_once_and_the_next_one_knows(place, program):
 
 
 def test_a_local_holder_that_is_stopped_keeps_what_it_holds_and_goes_on_with_it():
-    with broker(), stopped_holder() as holder:
+    with joined(), stopped_holder() as holder:
         lock = shared.Lock("l")
         assert not lock.acquire(timeout=0)
         assert shared.Queue("q").qsize() == 0
@@ -82,7 +71,7 @@ def test_a_local_holder_that_is_stopped_keeps_what_it_holds_and_goes_on_with_it(
 
 
 def test_a_local_holder_that_is_killed_while_it_is_stopped_lets_go_at_once():
-    with broker(), stopped_holder() as holder:
+    with joined(), stopped_holder() as holder:
         lock = shared.Lock("l")
         assert not lock.acquire(timeout=0)
         holder.kill()
@@ -188,7 +177,7 @@ def test_a_killed_waiter_swallows_nothing(place, program, what):
 
 
 def test_everybody_who_waits_hears_within_a_second_that_the_broker_is_gone():
-    with broker() as made:
+    with joined() as made:
         heard = queue.Queue()
 
         def wait(function, *args):
@@ -212,7 +201,7 @@ def test_everybody_who_waits_hears_within_a_second_that_the_broker_is_gone():
 
 
 def test_fences_rise_over_a_restart_and_old_handles_work_after_joining_again():
-    with broker() as made:
+    with joined() as made:
         lock = shared.Lock("l")
         lock.acquire()
         fence = lock.fence
@@ -401,7 +390,7 @@ def test_a_link_in_the_directory_of_another_user_s_broker_gives_nothing_away_whe
 
 
 def test_who_does_not_know_the_key_gets_no_byte_and_is_logged(capfd):
-    with broker() as made, socket.socket(socket.AF_UNIX) as stranger:
+    with joined() as made, socket.socket(socket.AF_UNIX) as stranger:
         stranger.settimeout(5)
         stranger.connect(str(made.directory / "socket"))
         stranger.sendall(encode_request(HELLO, 1, b"wrong", 0, 0, 0, ()))
@@ -413,7 +402,7 @@ def test_who_does_not_know_the_key_gets_no_byte_and_is_logged(capfd):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_another_user_gets_no_byte_and_is_logged(capfd):
-    with broker() as made:
+    with joined() as made:
         made.directory.chmod(0o755)
         (made.directory / "socket").chmod(0o777)
         pid = os.fork()
@@ -436,7 +425,7 @@ def test_another_user_gets_no_byte_and_is_logged(capfd):
 
 
 def test_garbage_from_one_client_harms_no_other():
-    with broker() as made, socket.socket(socket.AF_UNIX) as noisy:
+    with joined() as made, socket.socket(socket.AF_UNIX) as noisy:
         noisy.settimeout(5)
         noisy.connect(str(made.directory / "socket"))
         noisy.sendall(encode_request(HELLO, 1, (made.directory / "key").read_bytes(), 0, 0, 0, ()))
@@ -451,7 +440,7 @@ def test_garbage_from_one_client_harms_no_other():
 
 
 def test_an_item_over_the_limit_is_refused_by_its_name():
-    with broker(max_item=1000):
+    with joined(max_item=1000):
         with pytest.raises(LimitExceeded, match="max_item=1000"):
             shared.Queue("q").put(b"x" * 2000)
         shared.Queue("q").put(b"x" * 900)

@@ -225,16 +225,6 @@ def test_the_native_ledger_does_what_the_plain_one_does():
         assert native.take(1, 1, 1, ours.fileno()) == -1
 
 
-@pytest.fixture
-def broker():
-    """A broker that this process is joined to."""
-    shared.leave()
-    with shared.start_broker() as made:
-        shared.join(made.url)
-        yield made
-        shared.leave()
-
-
 #: Has lock `l` lent, and is holding it or not; says its fence.
 BORROWER = """
 lock = shared.Lock('l')
