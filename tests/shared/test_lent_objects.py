@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import queue
 import select
 import signal
+import sys
 import threading
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from longshore import shared
 from longshore.errors import BrokerLost
 from longshore.framing import Lines
+from longshore.shared.borrowing import Borrower
 
 pytest.importorskip("longshore._native", reason="the native module was not built", exc_type=ImportError)
 pytestmark = pytest.mark.slow
@@ -135,6 +139,49 @@ def test_tasks_and_greenlets_borrow_and_wait_as_threads_do(broker, serving):
     other.send(b"get")
     one.send(b"put")
     assert other.receive() == b"29"
+
+
+def test_wherever_a_signal_handler_that_uses_the_same_queue_comes_between_each_verb_is_done_once(broker):
+    borrow()
+    work = shared.Queue("q")
+    do, handled = Borrower.do.__code__, []
+
+    def handle():
+        handled.append(at)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                # The last one gives everything back, as it has to wait.
+                taken.append(work.get(0.001))
+
+    def trace(frame, event, _argument):
+        nonlocal left
+        if frame.f_code is not do or handled:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                handle()
+        return trace
+
+    for at in range(1, 1000):
+        borrow()
+        taken, left = [], at
+        handled.clear()
+        work.put("item")
+        sys.settrace(trace)
+        try:
+            delivery = work.get(0, ack=True)
+            taken.append(delivery.value)
+        except queue.Empty:
+            pass
+        finally:
+            sys.settrace(None)
+        assert taken == ["item"], f"before instruction {at}"
+        if not handled:
+            break
+    assert at > 50
 
 
 def test_a_full_journal_is_absorbed_while_its_client_goes_on(broker):

@@ -60,16 +60,17 @@ class Borrower:
         Raises:
             BrokerLost: the broker has died.
         """
-        loan = self._loans.get(key)
-        if loan is None or self._left < 0 or channel.busy:
-            loan = self._prepared(channel, key)
-            if loan is None:
-                return None
+        loans = self._loans
+        if (key not in loans or self._left < 0 or channel.busy) and not self._prepared(channel, key):
+            return None
         channel.busy = True
         end = after = self._end
         copies: Any = self._copies
         try:
-            call, changes = loan[verb]
+            # Looked for again: until it was busy, a signal handler could use the channel, and give all back.
+            if key not in loans:
+                return None
+            call, changes = loans[key][verb]
             request = copies.request
             request.holder = holder
             request.number = number
@@ -154,13 +155,13 @@ class Borrower:
 
     # -- what is lent ------------------------------------------------------------------------------------------
 
-    def _prepared(self, channel: Any, key: bytes) -> Any:
-        """The loan of `key`, if there is one or can be had, with room for what it does."""
+    def _prepared(self, channel: Any, key: bytes) -> bool:
+        """Whether `key` is lent, or can be had, with room for what is done with it."""
         if channel.busy or (key not in self._loans and not self._want(channel, key)):
-            return None
+            return False
         if self._left < 0:
             self._make_room(channel)
-        return self._loans.get(key)
+        return True
 
     def _want(self, channel: Any, key: bytes) -> bool:
         """Note that `key` is asked for, and borrow it if it often is; whether it is lent."""
